@@ -1,0 +1,130 @@
+"""Trace-time checks: dtype, rank, axis, mask and base, with messages that name the argument.
+
+Everything here looks at static properties only, so it costs nothing inside a compiled function.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+Axis = int | Sequence[int]
+
+
+def _float_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype to compute in: float32 for anything narrower, else the dtype itself."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{name}: expected a floating dtype, got {dtype}. "
+            f"Convert it first, for example {name}.astype(jnp.float32)."
+        )
+    return jnp.promote_types(dtype, jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def floating(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as a float32 or float64 array; integers, booleans and complex are refused."""
+    x = jnp.asarray(x)
+    # A weak type (a Python float) would let the result's dtype depend on what it meets later.
+    return jax.lax.convert_element_type(x, _float_dtype(name, x.dtype))
+
+
+def floating_pair(
+    name_a: str, a: ArrayLike, name_b: str, b: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Return both arrays in one dtype and one shape; ranks must be equal."""
+    a, b = floating(name_a, a), floating(name_b, b)
+    shape = broadcast(name_a, a.shape, name_b, b.shape)
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    return (
+        jnp.broadcast_to(a.astype(dtype), shape),
+        jnp.broadcast_to(b.astype(dtype), shape),
+    )
+
+
+def broadcast(
+    name_a: str, a: tuple[int, ...], name_b: str, b: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the common shape of two shapes of equal rank."""
+    if len(a) != len(b):
+        raise ValueError(
+            f"{name_a} and {name_b}: expected the same number of dimensions, got shapes {a} and "
+            f"{b}. Add the missing axis explicitly, for example x[..., None]."
+        )
+    try:
+        return jnp.broadcast_shapes(a, b)
+    except ValueError:
+        raise ValueError(
+            f"{name_a} and {name_b}: expected shapes that broadcast, got {a} and {b}."
+        ) from None
+
+
+def axes(axis: Axis, ndim: int, name: str) -> tuple[int, ...]:
+    """Return `axis` as a sorted tuple of non-negative axes of an array called `name`."""
+    try:
+        given = tuple(operator.index(a) for a in (axis if isinstance(axis, Sequence) else (axis,)))
+    except TypeError:
+        raise TypeError(f"axis: expected an int or a tuple of ints, got {axis!r}.") from None
+    for a in given:
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"axis: expected integers in [{-ndim}, {ndim}) because {name} has {ndim} "
+                f"dimension{'' if ndim == 1 else 's'}, got {axis!r}."
+            )
+    found = tuple(sorted(a % ndim for a in given))
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"axis: expected at least one axis and none twice, got {axis!r}.")
+    return found
+
+
+def mask(where: ArrayLike | None, shape: tuple[int, ...], name: str) -> jax.Array | None:
+    """Return `where` broadcast to `shape`, the shape of the array called `name`."""
+    if where is None:
+        return None
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"where: expected a boolean array, got dtype {where.dtype}.")
+    try:
+        return jnp.broadcast_to(where, shape)
+    except ValueError:
+        raise ValueError(
+            f"where: expected a shape that broadcasts to {shape}, the shape of {name}, "
+            f"got {where.shape}."
+        ) from None
+
+
+def nats_per_unit(base: float | None) -> float:
+    """Return ln(base), the size of the unit in nats; 1 for `base=None`."""
+    if base is None:
+        return 1.0
+    if not isinstance(base, int | float) or isinstance(base, bool):
+        try:
+            base = float(base)  # NumPy scalars
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"base: expected None (nats) or a number such as 2 (bits), got {base!r}."
+            ) from None
+    if not (math.isfinite(base) and base > 1):
+        raise ValueError(
+            f"base: expected None (nats) or a finite number greater than 1, got {base!r}."
+        )
+    return math.log(base)
+
+
+def classes(
+    name: str, labels: jax.Array, logits_name: str, shape: tuple[int, ...], axis: tuple[int, ...]
+) -> int:
+    """Check integer `labels` against logits of `shape`; return the class axis."""
+    if len(axis) != 1:
+        raise ValueError(
+            f"axis: expected a single axis because {name} holds class indices, got {axis}."
+        )
+    expected = shape[: axis[0]] + shape[axis[0] + 1 :]
+    if labels.shape != expected:
+        raise ValueError(
+            f"{name}: expected class indices of shape {expected}, the shape of {logits_name} "
+            f"{shape} without axis {axis[0]}, got {labels.shape}."
+        )
+    return axis[0]

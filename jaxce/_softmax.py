@@ -1,0 +1,316 @@
+r"""Functions of softmax(logits), each with the rule that differentiates it exactly.
+
+Every function here takes float32 or float64 logits `x`, in which -inf is probability 0, and a tuple
+of non-negative axes. It returns its value together with the gradients that its derivative needs;
+the derivative of a gradient is written in terms of the same functions, so that forward mode,
+reverse mode and every higher order come out of one rule and keep their digits.
+
+Written with m = max x, the gap g_j = m - x_j >= 0 and the excess L = log Z - m >= 0:
+
+    softmax_j = exp(-g_j) / Z'        surprisal_j = g_j + L        log Z = m + L
+
+The two terms of a surprisal are not negative, so nothing cancels. L comes from the sum over all but
+one maximum, so that it keeps its digits when one class has nearly all the probability.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+from jaxce._numerics import expm1_minus, log1p, minus_log1p, two_difference, where_nonzero
+
+Axes = tuple[int, ...]
+
+# Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
+_NEGLIGIBLE = 1e4
+
+
+class _Shifted(NamedTuple):
+    gap: Array  # max - x, clipped at _NEGLIGIBLE
+    weight: Array  # exp(-gap) with the rounding of the gap made good
+    maximum: Array  # reduced axes kept, like everything below
+    total: Array  # sum of weight, at least 1
+    excess: Array  # log(total)
+
+
+def _sum(x: Array, axes: Axes) -> Array:
+    return jnp.sum(x, axes, keepdims=True)
+
+
+def _shifted(x: Array, axes: Axes) -> _Shifted:
+    maximum = jnp.max(x, axes, keepdims=True)
+    gap, error = two_difference(maximum, jnp.maximum(x, maximum - _NEGLIGIBLE))
+    weight = jnp.exp(-gap)
+    weight = weight - weight * error
+    # Leaves out the classes whose weight rounds to 1 and no others: in plain arithmetic, because a
+    # comparison would stop the compiler from vectorizing the sum.
+    others = _sum(jnp.minimum(weight, (1 - weight) * 2.0**54), axes)
+    total = _sum(weight, axes)
+    # A second class of weight 1 makes the total at least 2, and then a plain log is accurate.
+    confident = total < 1.5
+    excess = jnp.where(confident, log1p(jnp.where(confident, others, 0)), jnp.log(total))
+    return _Shifted(gap, weight, maximum, total, excess)
+
+
+def _given(*tangents: Array) -> list[bool]:
+    return [not isinstance(t, SymbolicZero) for t in tangents]
+
+
+def _centred(p: Array, dx: Array, axes: Axes) -> Array:
+    """Return dx - sum(p dx): the derivative of log softmax."""
+    return dx - _sum(p * dx, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def softmax(x: Array, axes: Axes) -> Array:
+    s = _shifted(x, axes)
+    return s.weight / s.total
+
+
+@softmax.defjvp
+def _(axes, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    p = softmax(x, axes)
+    return p, p * _centred(p, dx, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_normalizer(x: Array, axes: Axes) -> Array:
+    s = _shifted(x, axes)
+    return jnp.squeeze(s.maximum + s.excess, axes)
+
+
+@log_normalizer.defjvp
+def _(axes, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return log_normalizer(x, axes), jnp.sum(softmax(x, axes) * dx, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def surprisal(x: Array, axes: Axes) -> Array:
+    """-log softmax(x), of the shape of x; +inf where x is -inf."""
+    s = _shifted(x, axes)
+    return (s.maximum - x) + s.excess
+
+
+@surprisal.defjvp
+def _(axes, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    s = surprisal(x, axes)
+    moved = softmax(x, axes) * dx
+    # sum(p dx) - dx_j, with (p_j - 1) dx_j taken as expm1(-s_j) dx_j and no cancellation elsewhere:
+    # its transpose is p_k (sum_j ct_j - ct_k) + expm1(-s_k) ct_k.
+    return s, (_sum(moved, axes) - moved) + jnp.expm1(-s) * dx
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
+    """Return H and its gradient p_j (mean_p(x) - x_j)."""
+    s = _shifted(x, axes)
+    p = s.weight / s.total
+    mean_gap = _sum(p * s.gap, axes)
+    return jnp.squeeze(s.excess + mean_gap, axes), p * (s.gap - mean_gap)
+
+
+@entropy.defjvp
+def _(axes, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    h, gradient = entropy(x, axes)
+    p = softmax(x, axes)
+    dx_centred = _centred(p, dx, axes)
+    dh = _sum(gradient * dx, axes)
+    return (h, gradient), (jnp.squeeze(dh, axes), gradient * dx_centred - p * (dx_centred + dh))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def perplexity(x: Array, axes: Axes) -> Array:
+    """exp(H), as total * exp(mean gap): the rounding of a large H is not blown up."""
+    s = _shifted(x, axes)
+    mean_gap = _sum(s.weight * s.gap, axes) / s.total
+    return jnp.squeeze(s.total * jnp.exp(mean_gap), axes)
+
+
+@perplexity.defjvp
+def _(axes, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    value = perplexity(x, axes)
+    return value, value * jnp.sum(entropy(x, axes)[1] * dx, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """Return sum(p surprisal) and its gradients over x and over p."""
+    s = _shifted(x, axes)
+    surprisal_ = where_nonzero(p, (s.maximum - x) + s.excess)
+    mass = _sum(p, axes)
+    # mass * softmax_j - p_j, exact where p_j holds all the mass
+    over_x = (mass - p) * (s.weight / s.total) + p * jnp.expm1(-surprisal_)
+    return jnp.sum(where_nonzero(p, p * surprisal_), axes), over_x, surprisal_
+
+
+def _add(terms: list[Array], like: Array) -> Array:
+    return sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(like)
+
+
+@partial(cross_entropy.defjvp, symbolic_zeros=True)
+def _(axes, primals, tangents):
+    (p, x), (dp, dx) = primals, tangents
+    value, over_x, over_p = primals_out = cross_entropy(p, x, axes)
+    q = softmax(x, axes)
+    p_moves, x_moves = _given(dp, dx)
+    d_value, d_over_x, d_over_p = [], [], []
+    if p_moves:
+        d_value.append(jnp.sum(over_p * dp, axes))
+        d_over_x.append(_sum(dp, axes) * q - dp)
+    if x_moves:
+        dx_centred = _centred(q, dx, axes)
+        d_value.append(jnp.sum(over_x * dx, axes))
+        d_over_x.append(_sum(p, axes) * q * dx_centred)
+        d_over_p.append(where_nonzero(p, -dx_centred))
+    return primals_out, (_add(d_value, value), _add(d_over_x, x), _add(d_over_p, p))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def class_surprisal(x: Array, labels: Array, axis: int) -> tuple[Array, Array]:
+    """Return the surprisal of one class per example and its gradient; NaN for a bad label."""
+    s = _shifted(x, (axis,))
+    label = jnp.expand_dims(labels, axis)
+    classes = lax.broadcasted_iota(label.dtype, x.shape, axis)
+    chosen = classes == label
+    picked = jnp.sum(jnp.where(chosen, s.maximum - x, 0), axis, keepdims=True)
+    exists = (label >= 0) & (label < x.shape[axis])
+    value = jnp.where(exists, picked + s.excess, jnp.nan)
+    gradient = jnp.where(chosen, jnp.expm1(-value), s.weight / s.total)
+    return jnp.squeeze(value, axis), jnp.where(exists, gradient, jnp.nan)
+
+
+@class_surprisal.defjvp
+def _(axis, primals, tangents):
+    (x, labels), (dx, _) = primals, tangents
+    value, gradient = class_surprisal(x, labels, axis)
+    p = softmax(x, (axis,))
+    d_gradient = p * _centred(p, dx, (axis,))
+    return (value, gradient), (jnp.sum(gradient * dx, axis), d_gradient)
+
+
+class _Pair(NamedTuple):
+    """Two distributions by their logits."""
+
+    p: Array
+    q: Array
+    t: Array  # log(q / p) where both exist, else 0
+    both: Array
+    penalty: Array  # +inf if some class has p > 0 and q = 0; NaN if p or q is not a distribution
+
+
+def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
+    """Compare softmax(a) with softmax(b).
+
+    t_j = e_j - c with e_j = (b_j - a_j) - (b_* - a_*), * the most probable class, and
+    c = log sum_j p_j exp(e_j): tiny where p and q are near, and then exact to the last digits.
+    """
+    in_p, in_q = a > -jnp.inf, b > -jnp.inf
+    both = in_p & in_q
+    sa, sb = _shifted(a, axes), _shifted(b, axes)
+    p, q = sa.weight / sa.total, sb.weight / sb.total
+    d, d_error = two_difference(jnp.where(both, b, 0), jnp.where(both, a, 0))
+
+    def highest(candidates: Array, value: Array) -> Array:
+        lowest = jnp.finfo(a.dtype).min / 4  # differences of it stay finite
+        return jnp.max(jnp.where(candidates, value, lowest), axes, keepdims=True)
+
+    # The most probable class under p that exists in q; ties are settled by d, then by any.
+    a_mode = highest(both, a)
+    mode = both & (a >= a_mode)
+    d_mode = highest(mode, d)
+    mode = mode & (d >= d_mode)
+    error_mode = highest(mode, d_error)
+    b_mode = highest(mode, b)
+    e = jnp.where(both, (d - d_mode) + (d_error - error_mode), 0)
+    # u = p (exp(e) - 1); where e is large, p exp(e) comes from b: it is not 0 * inf.
+    near = both & (e < 1)
+    below = sa.maximum - a_mode
+    rise = jnp.exp(jnp.where(in_q, jnp.minimum((b - b_mode) - below, 85), -_NEGLIGIBLE)) / sa.total
+    u = _sum(jnp.where(near, p * jnp.expm1(jnp.where(near, e, 0)), rise - p), axes)
+    usable = (u > -0.5) & (u < 1e30)
+    far = (sb.maximum - b_mode) - below + (sb.excess - sa.excess)
+    c = jnp.where(usable, log1p(jnp.where(usable, u, 0)), far)
+    possible = jnp.all(~in_p | in_q, axes, keepdims=True)
+    penalty = jnp.where(possible, 0, jnp.inf) + 0 * (sa.total + sb.total)
+    return _Pair(p, q, jnp.where(both, e - c, 0), both, penalty)
+
+
+def _centred_pair(
+    a: Array, b: Array, da: Array, db: Array, axes: Axes
+) -> tuple[Array, Array, Array, Array]:
+    p, q = softmax(a, axes), softmax(b, axes)
+    return p, q, _centred(p, da, axes), _centred(q, db, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def kl_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """Return KL(softmax(a) || softmax(b)) and its gradients over a and over b.
+
+    KL = sum of p (exp(t) - 1 - t): no term is negative, and an error in c cancels to first order.
+    """
+    p, q, t, both, penalty = _pair(a, b, axes)
+    near = both & (t < 1) & (penalty == 0)
+    s = jnp.where(near, t, 0)
+    kl = _sum(jnp.where(near, p * expm1_minus(s), (q - p) - p * t), axes)
+    return jnp.squeeze(kl + penalty, axes), -p * (kl + t), jnp.where(near, p * jnp.expm1(s), q - p)
+
+
+@kl_divergence.defjvp
+def _(axes, primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    kl, over_a, over_b = primals_out = kl_divergence(a, b, axes)
+    p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
+    d_kl = _sum(over_a * da + over_b * db, axes)
+    d_over_a = over_a * da_centred - p * (d_kl + (db_centred - da_centred))
+    d_over_b = q * db_centred - p * da_centred
+    return primals_out, (jnp.squeeze(d_kl, axes), d_over_a, d_over_b)
+
+
+def _to_mixture(t: Array, both: Array) -> Array:
+    """Return log(m / p) for m = (p + q) / 2 and t = log(q / p)."""
+    r = jnp.expm1(jnp.minimum(t, 50)) / 2
+    return jnp.where(both, jnp.where(t < 50, log1p(r), t - math.log(2)), -math.log(2))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """Return the mean of KL(p || m) and KL(q || m), m = (p + q) / 2, and its gradients.
+
+    With r = (m - p) / p, KL(p || m) is the sum of p (r - log(1 + r)): the sum of p r is zero.
+    """
+    pair = _pair(a, b, axes)
+
+    def side(p: Array, q: Array, t: Array) -> tuple[Array, Array]:
+        near = pair.both & (t < 1)
+        log_ratio = _to_mixture(t, pair.both)
+        close = p * minus_log1p(jnp.expm1(jnp.where(near, t, 0)) / 2)
+        kl = _sum(jnp.where(near, close, (q - p) / 2 - p * log_ratio), axes)
+        return kl, -p * (kl + log_ratio) / 2
+
+    kl_p, over_a = side(pair.p, pair.q, pair.t)
+    kl_q, over_b = side(pair.q, pair.p, -pair.t)
+    return jnp.squeeze((kl_p + kl_q) / 2, axes), over_a, over_b
+
+
+@js_divergence.defjvp
+def _(axes, primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    js, over_a, over_b = primals_out = js_divergence(a, b, axes)
+    p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
+    both_mass = where_nonzero(p, p * q / jnp.where(p == 0, 1, p + q))
+    moved = both_mass * (db_centred - da_centred)
+    total = _sum(moved, axes)
+    js_a, js_b = _sum(over_a * da, axes), _sum(over_b * db, axes)
+    d_over_a = over_a * da_centred - p * (js_a - total / 2) - moved / 2
+    d_over_b = over_b * db_centred - q * (js_b + total / 2) + moved / 2
+    return primals_out, (jnp.squeeze(js_a + js_b, axes), d_over_a, d_over_b)
