@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -16,9 +17,9 @@ def depths(p: jax.Array) -> jax.Array:
     """
     n = p.size
     # Among equals the later element is taken as the lighter one: the earlier gets the shorter word.
-    order = n - 1 - jnp.argsort(jnp.where(p > 0, p, jnp.inf)[::-1])
+    order = n - 1 - jnp.argsort(jnp.where(p > 0, p, jnp.inf)[::-1]).astype(jnp.int32)
     leaves = p[order]
-    count = jnp.sum(p > 0)
+    count = jnp.sum(p > 0, dtype=jnp.int32)
 
     def merge(k: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         leaf, inner, merged, parent = state
@@ -31,12 +32,15 @@ def depths(p: jax.Array) -> jax.Array:
             child = jnp.where(is_leaf, leaf, n + inner)
             parent = parent.at[jnp.where(running, child, 2 * n)].set(n + k, mode="drop")
             weight += jnp.where(is_leaf, a, b)
-            leaf, inner = leaf + is_leaf, inner + ~is_leaf
+            leaf = jnp.where(is_leaf, leaf + 1, leaf)
+            inner = jnp.where(is_leaf, inner, inner + 1)
         return leaf, inner, merged.at[k].set(weight), parent
 
-    head = jnp.zeros((), jnp.int32)
-    nodes = jnp.arange(2 * n, dtype=jnp.int32)
-    parent = lax.fori_loop(0, n - 1, merge, (head, head, jnp.zeros_like(p), nodes))[-1]
+    # Zeros made from the data, so that inside `shard_map` they vary over devices as the data does.
+    head = count - count
+    nodes = jnp.arange(2 * n, dtype=jnp.int32) + head
+    state = (head, head, jnp.zeros_like(p) + head.astype(p.dtype), nodes)
+    parent = lax.fori_loop(np.int32(0), np.int32(n - 1), merge, state)[-1]
 
     # After r rounds, `depth` counts up to 2**r ancestors and `parent` is the furthest of them.
     depth = (parent != nodes).astype(jnp.int32)

@@ -30,11 +30,11 @@ Axes = tuple[int, ...]
 _NEGLIGIBLE = 1e4
 
 
-class _Shifted(NamedTuple):
-    gap: Array  # max - x, clipped at _NEGLIGIBLE
-    weight: Array  # exp(-gap) with the rounding of the gap made good
-    maximum: Array  # reduced axes kept, like everything below
-    total: Array  # sum of weight, at least 1
+class _Partition(NamedTuple):
+    """One number per example each; the reduced axes are kept with length 1."""
+
+    maximum: Array
+    total: Array  # sum of exp(x - maximum), at least 1
     excess: Array  # log(total)
 
 
@@ -42,19 +42,45 @@ def _sum(x: Array, axes: Axes) -> Array:
     return jnp.sum(x, axes, keepdims=True)
 
 
-def _shifted(x: Array, axes: Axes) -> _Shifted:
-    maximum = jnp.max(x, axes, keepdims=True)
+def _weights(x: Array, maximum: Array) -> tuple[Array, Array]:
+    """Return the gaps, and exp(-gap) with the rounding of the gap made good."""
     gap, error = two_difference(maximum, jnp.maximum(x, maximum - _NEGLIGIBLE))
-    weight = jnp.exp(-gap)
-    weight = weight - weight * error
-    # Leaves out the classes whose weight rounds to 1 and no others: in plain arithmetic, because a
-    # comparison would stop the compiler from vectorizing the sum.
-    others = _sum(jnp.minimum(weight, (1 - weight) * 2.0**54), axes)
-    total = _sum(weight, axes)
-    # A second class of weight 1 makes the total at least 2, and then a plain log is accurate.
+    return gap, jnp.exp(-gap) * (1 - error)
+
+
+def _others(x: Array, maximum: Array, axes: Axes) -> Array:
+    """Sum of exp(x - maximum) over the classes whose weight does not round to 1.
+
+    In plain arithmetic, because a comparison would stop the compiler from vectorizing the sum.
+    """
+    _, weight = _weights(x, maximum)
+    return _sum(jnp.minimum(weight, (1 - weight) * 2.0**54), axes)
+
+
+def _partition(x: Array, axes: Axes) -> _Partition:
+    maximum = jnp.max(x, axes, keepdims=True)
+    total = _sum(jnp.exp(x - maximum), axes)
+    # Where one class has most of the probability, log(total) has lost the digits of the others:
+    # they are summed on their own. A second class of weight 1 would make the total at least 2.
     confident = total < 1.5
+    others = lax.cond(
+        jnp.any(confident),
+        partial(_others, axes=axes),
+        lambda _, m: jnp.zeros_like(m),
+        *(x, _apart(maximum, total)),
+    )
     excess = jnp.where(confident, log1p(jnp.where(confident, others, 0)), jnp.log(total))
-    return _Shifted(gap, weight, maximum, total, excess)
+    return _Partition(_apart(maximum, total), total, excess)
+
+
+def _apart(value: Array, after: Array) -> Array:
+    """Return `value`, kept apart from its earlier use.
+
+    Two passes that broadcast the same array would share a full-size copy of it, and two sums over
+    the same input would be merged into a loop that is not vectorized: on CPU both cost more than
+    the pass itself.
+    """
+    return lax.optimization_barrier((value, after))[0]
 
 
 def _given(*tangents: Array) -> list[bool]:
@@ -68,8 +94,8 @@ def _centred(p: Array, dx: Array, axes: Axes) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax(x: Array, axes: Axes) -> Array:
-    s = _shifted(x, axes)
-    return s.weight / s.total
+    s = _partition(x, axes)
+    return _weights(x, s.maximum)[1] / s.total
 
 
 @softmax.defjvp
@@ -81,7 +107,7 @@ def _(axes, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_normalizer(x: Array, axes: Axes) -> Array:
-    s = _shifted(x, axes)
+    s = _partition(x, axes)
     return jnp.squeeze(s.maximum + s.excess, axes)
 
 
@@ -94,7 +120,7 @@ def _(axes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def surprisal(x: Array, axes: Axes) -> Array:
     """-log softmax(x), of the shape of x; +inf where x is -inf."""
-    s = _shifted(x, axes)
+    s = _partition(x, axes)
     return (s.maximum - x) + s.excess
 
 
@@ -111,10 +137,11 @@ def _(axes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
     """Return H and its gradient p_j (mean_p(x) - x_j)."""
-    s = _shifted(x, axes)
-    p = s.weight / s.total
-    mean_gap = _sum(p * s.gap, axes)
-    return jnp.squeeze(s.excess + mean_gap, axes), p * (s.gap - mean_gap)
+    s = _partition(x, axes)
+    gap, weight = _weights(x, s.maximum)
+    mean_gap = _sum(weight * gap, axes) / s.total
+    gap, weight = _weights(x, _apart(s.maximum, mean_gap))
+    return jnp.squeeze(s.excess + mean_gap, axes), weight * ((gap - mean_gap) / s.total)
 
 
 @entropy.defjvp
@@ -130,8 +157,9 @@ def _(axes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def perplexity(x: Array, axes: Axes) -> Array:
     """exp(H), as total * exp(mean gap): the rounding of a large H is not blown up."""
-    s = _shifted(x, axes)
-    mean_gap = _sum(s.weight * s.gap, axes) / s.total
+    s = _partition(x, axes)
+    gap, weight = _weights(x, s.maximum)
+    mean_gap = _sum(weight * gap, axes) / s.total
     return jnp.squeeze(s.total * jnp.exp(mean_gap), axes)
 
 
@@ -145,11 +173,12 @@ def _(axes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Return sum(p surprisal) and its gradients over x and over p."""
-    s = _shifted(x, axes)
+    s = _partition(x, axes)
     surprisal_ = where_nonzero(p, (s.maximum - x) + s.excess)
     mass = _sum(p, axes)
     # mass * softmax_j - p_j, exact where p_j holds all the mass
-    over_x = (mass - p) * (s.weight / s.total) + p * jnp.expm1(-surprisal_)
+    q = jnp.exp(x - s.maximum) / s.total
+    over_x = (mass - p) * q + p * jnp.expm1(-surprisal_)
     return jnp.sum(where_nonzero(p, p * surprisal_), axes), over_x, surprisal_
 
 
@@ -178,14 +207,14 @@ def _(axes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def class_surprisal(x: Array, labels: Array, axis: int) -> tuple[Array, Array]:
     """Return the surprisal of one class per example and its gradient; NaN for a bad label."""
-    s = _shifted(x, (axis,))
+    s = _partition(x, (axis,))
     label = jnp.expand_dims(labels, axis)
-    classes = lax.broadcasted_iota(label.dtype, x.shape, axis)
-    chosen = classes == label
-    picked = jnp.sum(jnp.where(chosen, s.maximum - x, 0), axis, keepdims=True)
     exists = (label >= 0) & (label < x.shape[axis])
-    value = jnp.where(exists, picked + s.excess, jnp.nan)
-    gradient = jnp.where(chosen, jnp.expm1(-value), s.weight / s.total)
+    label = jnp.where(exists, label, 0)
+    picked = jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
+    value = jnp.where(exists, (s.maximum - picked) + s.excess, jnp.nan)
+    chosen = lax.broadcasted_iota(label.dtype, x.shape, axis) == label
+    gradient = jnp.where(chosen, jnp.expm1(-value), jnp.exp(x - s.maximum) / s.total)
     return jnp.squeeze(value, axis), jnp.where(exists, gradient, jnp.nan)
 
 
@@ -216,8 +245,8 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
     """
     in_p, in_q = a > -jnp.inf, b > -jnp.inf
     both = in_p & in_q
-    sa, sb = _shifted(a, axes), _shifted(b, axes)
-    p, q = sa.weight / sa.total, sb.weight / sb.total
+    sa, sb = _partition(a, axes), _partition(b, axes)
+    p, q = _weights(a, sa.maximum)[1] / sa.total, _weights(b, sb.maximum)[1] / sb.total
     d, d_error = two_difference(jnp.where(both, b, 0), jnp.where(both, a, 0))
 
     def highest(candidates: Array, value: Array) -> Array:
