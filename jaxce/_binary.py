@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 
 from jaxce import _checks
 from jaxce._jit import jit_measure
-from jaxce._numerics import expm1_minus, log1p, minus_log1p, where_nonzero
+from jaxce._numerics import expm1_minus, kl_term, log1p, log_ratio, reciprocal, where_nonzero
 
 
 def _times(p: Array, value: Array) -> Array:
@@ -44,7 +44,7 @@ def _logit(p: Array) -> Array:
 @_logit.defjvp
 def _(primals, tangents):
     (p,), (dp,) = primals, tangents
-    return _logit(p), _finite(1 / (p * (1 - p))) * dp
+    return _logit(p), (_finite(reciprocal(p)) + _finite(reciprocal(1 - p))) * dp
 
 
 def _log_inverse(p: Array) -> Array:
@@ -74,34 +74,55 @@ def _cross_entropy(p: Array, q: Array) -> Array:
 @_cross_entropy.defjvp
 def _(primals, tangents):
     (p, q), (dp, dq) = primals, tangents
+    return _cross_entropy(p, q), _slope(p, q) * dq - _finite(_logit(q)) * dp
+
+
+@jax.custom_jvp
+def _slope(p: Array, q: Array) -> Array:
+    """Derivative of the cross-entropy over q: (q - p) / (q (1 - q)), a term at a time at the edges."""
     inside = (q > 0) & (q < 1)
     q_ = jnp.where(inside, q, 0.5)
-    # At q = 0 and q = 1 one of the two terms remains, or both are absent.
     edge = where_nonzero(1 - p, (1 - p) / (1 - q)) - where_nonzero(p, p / q)
-    over_q = jnp.where(inside, (q_ - p) / (q_ * (1 - q_)), edge)
-    return _cross_entropy(p, q), over_q * dq - _finite(_logit(q)) * dp
+    return jnp.where(inside, (q_ - p) / q_ / (1 - q_), edge)
+
+
+@_slope.defjvp
+def _(primals, tangents):
+    (p, q), (dp, dq) = primals, tangents
+    r, r_complement = _finite(reciprocal(q)), _finite(reciprocal(1 - q))
+    over_q = (p * r) * (r * dq) + ((1 - p) * r_complement) * (r_complement * dq)
+    return _slope(p, q), over_q - (r + r_complement) * dp
 
 
 @jax.custom_jvp
 def _kl(p: Array, q: Array) -> Array:
-    """Sum over both outcomes of p (r - log(1 + r)), r = (q - p) / p: the sums of p r cancel."""
-
-    def side(p: Array, change: Array) -> Array:
-        one = jnp.where(p == 0, 1, p)
-        return jnp.where(p == 0, change, p * minus_log1p(change / one))
-
-    return side(p, q - p) + side(1 - p, p - q)
+    """Sum over both outcomes of p log(p / q) - p + q: what was added cancels exactly."""
+    return kl_term(p, q, q - p) + kl_term(1 - p, 1 - q, p - q)
 
 
 @_kl.defjvp
 def _(primals, tangents):
     (p, q), (dp, dq) = primals, tangents
+    # H(p, q) has the same derivative over q: H(p) does not depend on it.
+    return _kl(p, q), _slope(p, q) * dq + _finite(_logit_difference(p, q)) * dp
+
+
+@jax.custom_jvp
+def _logit_difference(p: Array, q: Array) -> Array:
+    """Return logit(p) - logit(q), accurate also where the two nearly agree; 0 at p = 0 and p = 1."""
     inside = (p > 0) & (p < 1)
     p_ = jnp.where(inside, p, 0.5)
-    over_p = jnp.where(inside, log1p((p_ - q) / (1 - p_)) - log1p((q - p_) / p_), 0)
-    # H(p, q) has the same derivative over q: H(p) does not depend on it.
-    _, over_q = jax.jvp(partial(_cross_entropy, p), (q,), (jnp.ones_like(q),))
-    return _kl(p, q), over_q * dq + _finite(over_p) * dp
+    of_1, of_0 = log_ratio(p_, q, q - p_), log_ratio(1 - p_, 1 - q, p_ - q)
+    return jnp.where(inside, of_0 - of_1, 0)
+
+
+@_logit_difference.defjvp
+def _(primals, tangents):
+    (p, q), (dp, dq) = primals, tangents
+    over_p = _finite(reciprocal(p)) + _finite(reciprocal(1 - p))
+    over_q = _finite(reciprocal(q)) + _finite(reciprocal(1 - q))
+    inside = (p > 0) & (p < 1)
+    return _logit_difference(p, q), jnp.where(inside, over_p * dp - over_q * dq, 0)
 
 
 @jax.custom_jvp

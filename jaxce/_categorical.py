@@ -21,7 +21,16 @@ from jax.typing import ArrayLike
 
 from jaxce import _checks
 from jaxce._jit import jit_measure
-from jaxce._numerics import exact_sum, log1p, minus_log1p, two_difference, where_nonzero
+from jaxce._numerics import (
+    exact_sum,
+    log,
+    log1p,
+    log_ratio,
+    minus_log1p,
+    reciprocal,
+    two_difference,
+    where_nonzero,
+)
 
 Axes = tuple[int, ...]
 
@@ -33,7 +42,7 @@ def _masked(p: Array, where: Array | None) -> Array:
 
 def _log_inverse(p: Array, support: Array) -> Array:
     """Return log(1 / p) on the support, elsewhere 0 with gradient 0."""
-    return -jnp.log(jnp.where(support, p, 1))
+    return -log(jnp.where(support, p, 1))
 
 
 def _single(p: ArrayLike, axis: _checks.Axis, where: ArrayLike | None) -> tuple[Array, Axes]:
@@ -189,39 +198,35 @@ def cross_entropy(
     return jnp.sum(where_nonzero(p, p) * _log_inverse(q, p != 0), axes) / unit
 
 
-@partial(jax.custom_jvp)
-def _log_ratio(p: Array, q: Array) -> Array:
-    """log(q / p) for p > 0, exact where they are near."""
-    r = (q - p) / p
-    # Past 1 the quotient of the logs has lost nothing yet and cannot overflow.
-    return jnp.where(jnp.abs(r) < 1, log1p(jnp.where(jnp.abs(r) < 1, r, 0)), jnp.log(q) - jnp.log(p))
-
-
-@_log_ratio.defjvp
-def _(primals, tangents):
-    (p, q), (dp, dq) = primals, tangents
-    return _log_ratio(p, q), dq / q - dp / p
+def _on_support(p: Array, q: Array) -> tuple[Array, Array]:
+    """Return p and q with 1 where p is 0: both are constants there, and contribute nothing."""
+    support = p != 0
+    return jnp.where(support, p, 1), jnp.where(support, q, 1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl(p: Array, q: Array, axes: Axes) -> Array:
-    """Sum of p log(p / q), as p (r - log(1 + r)) + (p - q) with r = (q - p) / p.
+    """Sum of p log(p / q), where p and q are near as p (r - log(1 + r)) + (p - q), r = (q - p) / p.
 
-    The first sum has no negative terms; the second is zero for normalized inputs, and exact.
+    The first part is not negative; the second is summed exactly, because it cancels.
     """
-    support = p != 0
-    p_, q_ = jnp.where(support, p, 1), jnp.where(support, q, 1)
-    convex = jnp.where(support, p_ * minus_log1p((q_ - p_) / p_), 0)
-    return jnp.sum(convex, axes) + exact_sum(*two_difference(p_, q_), axes)
+    p, q = _on_support(p, q)
+    r = (q - p) / p
+    near = jnp.abs(r) < 0.5
+    convex = jnp.where(near, p * minus_log1p(jnp.where(near, r, 0)), 0)
+    impossible = jnp.where(q == 0, jnp.inf, 0)
+    high, low = two_difference(p, q)
+    high = jnp.where(near, high, p * (jnp.log(p) - jnp.log(jnp.where(q == 0, 1, q))))
+    rest = exact_sum(high, jnp.where(near, low, 0), axes)
+    return jnp.sum(convex + impossible, axes) + rest
 
 
 @_kl.defjvp
 def _(axes, primals, tangents):
     (p, q), (dp, dq) = primals, tangents
-    support = p != 0
-    p_, q_ = jnp.where(support, p, 1), jnp.where(support, q, 1)
-    over_p = where_nonzero(p, 1 - _log_ratio(p_, q_))
-    over_q = where_nonzero(p, -p_ / q_)
+    p_, q_ = _on_support(p, q)
+    over_p = where_nonzero(p, 1 - log_ratio(p_, q_, q_ - p_))
+    over_q = where_nonzero(p, -p_ * reciprocal(q_))
     return _kl(p, q, axes), jnp.sum(over_p * dp + over_q * dq, axes)
 
 
@@ -266,9 +271,16 @@ def kl_divergence(
     return _kl(p, q, axes) / unit
 
 
-def _to_mixture(p: Array, q: Array) -> Array:
-    """Return r = (m - p) / p with m = (p + q) / 2, for p > 0."""
-    return (q - p) / 2 / p
+@jax.custom_jvp
+def _log_mixture_ratio(p: Array, q: Array) -> Array:
+    """Return log(m / p) for p > 0, with m = (p + q) / 2."""
+    return log1p((q - p) / 2 / p)
+
+
+@_log_mixture_ratio.defjvp
+def _(primals, tangents):
+    (p, q), (dp, dq) = primals, tangents
+    return _log_mixture_ratio(p, q), reciprocal(p + q) * (dp + dq) - reciprocal(p) * dp
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -277,7 +289,7 @@ def _js(p: Array, q: Array, axes: Axes) -> Array:
 
     def side(p: Array, q: Array) -> Array:
         one = jnp.where(p == 0, 1, p)
-        return jnp.where(p == 0, q / 2, p * minus_log1p(_to_mixture(one, q)))
+        return jnp.where(p == 0, q / 2, p * minus_log1p((q - p) / 2 / one))
 
     return jnp.sum(side(p, q) + side(q, p), axes) / 2
 
@@ -287,8 +299,7 @@ def _(axes, primals, tangents):
     (p, q), (dp, dq) = primals, tangents
 
     def over(p: Array, q: Array) -> Array:
-        one = jnp.where(p == 0, 1, p)
-        return where_nonzero(p, -log1p(_to_mixture(one, q)) / 2)
+        return where_nonzero(p, -_log_mixture_ratio(*_on_support(p, q)) / 2)
 
     return _js(p, q, axes), jnp.sum(over(p, q) * dp + over(q, p) * dq, axes)
 

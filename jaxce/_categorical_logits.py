@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -246,7 +245,7 @@ def cross_entropy_with_logits(
     unit = _checks.nats_per_unit(base)
     p = jnp.asarray(p)
     if jnp.issubdtype(p.dtype, jnp.integer):
-        p = p.astype(jnp.promote_types(p.dtype, jnp.int32))  # holds every class index
+        p = p.astype(jnp.int32) if p.dtype.itemsize < 4 else p  # wide enough for any class
         return _class_cross_entropy(p, q_logits, axis, where, unit)
     p, x = _checks.floating_pair("p", p, "q_logits", q_logits)
     axes = _checks.axes(axis, x.ndim, "q_logits")

@@ -21,7 +21,7 @@ def _float_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
             f"{name}: expected a floating dtype, got {dtype}. "
             f"Convert it first, for example {name}.astype(jnp.float32)."
         )
-    return jnp.promote_types(dtype, jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def floating(name: str, x: ArrayLike) -> jax.Array:
@@ -37,7 +37,7 @@ def floating_pair(
     """Return both arrays in one dtype and one shape; ranks must be equal."""
     a, b = floating(name_a, a), floating(name_b, b)
     shape = broadcast(name_a, a.shape, name_b, b.shape)
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = max(a.dtype, b.dtype, key=lambda d: d.itemsize)  # float32 or float64
     return (
         jnp.broadcast_to(a.astype(dtype), shape),
         jnp.broadcast_to(b.astype(dtype), shape),
@@ -99,13 +99,12 @@ def nats_per_unit(base: float | None) -> float:
     """Return ln(base), the size of the unit in nats; 1 for `base=None`."""
     if base is None:
         return 1.0
-    if not isinstance(base, int | float) or isinstance(base, bool):
-        try:
-            base = float(base)  # NumPy scalars
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"base: expected None (nats) or a number such as 2 (bits), got {base!r}."
-            ) from None
+    try:
+        base = float(operator.pos(base))  # refuses text, which float would parse
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"base: expected None (nats) or a number such as 2 (bits), got {base!r}."
+        ) from None
     if not (math.isfinite(base) and base > 1):
         raise ValueError(
             f"base: expected None (nats) or a finite number greater than 1, got {base!r}."

@@ -1,4 +1,4 @@
-"""What a fit is given, checked by value: unlike the measures, a fit starts from concrete numbers."""
+"""What a fit is given, checked by value: unlike a measure, it starts from concrete numbers."""
 
 import operator
 
@@ -22,7 +22,7 @@ def problem(target: ArrayLike, init_logits: ArrayLike | None) -> tuple[Array, Ar
     start = (
         jnp.zeros_like(p) if init_logits is None else _checks.floating("init_logits", init_logits)
     )
-    dtype = jnp.promote_types(p.dtype, start.dtype)
+    dtype = np.promote_types(p.dtype, start.dtype)
     if start.ndim == p.ndim and start.shape[-1] != p.shape[-1]:
         raise ValueError(
             f"init_logits: expected {p.shape[-1]} classes as in target, got {start.shape[-1]}."
@@ -74,7 +74,9 @@ def strides(steps: int, record_every: int) -> np.ndarray:
     steps = _whole("steps", steps, 0)
     every = _whole("record_every", record_every, 1)
     full, rest = divmod(steps, every)
-    return np.array([0] + [every] * full + [rest] * (rest > 0), np.int32)
+    before = np.full(1 + full + (rest > 0), every, np.int32)
+    before[0], before[-1] = (0, rest or every) if steps else (0, 0)
+    return before
 
 
 def _whole(name: str, value: int, least: int) -> int:

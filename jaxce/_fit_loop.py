@@ -50,7 +50,7 @@ def run(
 
         def record(carry: Carry, stride: Array) -> Any:
             x, state = lax.fori_loop(0, stride, step, carry)
-            return (x, state), (cross_entropy(x, base), kl(x, base), _norm(jax.grad(objective)(x)))
+            return (x, state), (cross_entropy(x, base), kl(x, base), norm(jax.grad(objective)(x)))
 
         return lax.scan(record, carry, strides)
 
@@ -66,7 +66,7 @@ def _value_and_grad(objective: Callable[[Array], Array], x: Array, state: Any) -
     return optax.value_and_grad_from_state(objective)(x, state=state)
 
 
-def _norm(gradient: Array) -> Array:
+def norm(gradient: Array) -> Array:
     """Return the Euclidean norm, without the underflow of small squares."""
     largest = jnp.max(jnp.abs(gradient))
     return largest * jnp.linalg.norm(gradient / jnp.where(largest > 0, largest, 1))

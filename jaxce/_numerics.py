@@ -17,6 +17,31 @@ def where_nonzero(p: jax.Array, value: jax.Array) -> jax.Array:
     return jnp.where(p == 0, jnp.zeros_like(value), value)
 
 
+@jax.custom_jvp
+def reciprocal(x: jax.Array) -> jax.Array:
+    """Return 1 / x; its derivative does not form x**2, which underflows."""
+    return 1 / x
+
+
+@reciprocal.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    r = reciprocal(x)
+    return r, -(r * dx) * r
+
+
+@jax.custom_jvp
+def log(x: jax.Array) -> jax.Array:
+    """Return the natural logarithm, with `reciprocal` as its derivative."""
+    return jnp.log(x)
+
+
+@log.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return log(x), reciprocal(x) * dx
+
+
 def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return `a - b` rounded, and the rounding error (Knuth): their sum is exactly `a - b`."""
     high = a - b
@@ -58,6 +83,13 @@ def expm1_minus(t: jax.Array) -> jax.Array:
     return jnp.where(small, series, jnp.expm1(jnp.where(small, 0, t)) - t)
 
 
+def expm1(t: jax.Array) -> jax.Array:
+    """Return exp(t) - 1 to a few ulp (XLA's own was off by 4.4 in float32 until jax 0.11)."""
+    small = jnp.abs(t) < 1
+    s = jnp.where(small, t, 0)
+    return jnp.where(small, s + expm1_minus(s), jnp.exp(t) - 1)
+
+
 def _small_ratio(r: jax.Array) -> jax.Array:
     """Where the series of `minus_log1p` is used: |r / (2 + r)| <= 0.4."""
     return (r > -0.57) & (r < 1.33)
@@ -83,3 +115,30 @@ def log1p(r: jax.Array) -> jax.Array:
     small = _small_ratio(r)
     x = jnp.where(small, r, 0)
     return jnp.where(small, x - minus_log1p(x), jnp.log(1 + jnp.where(small, 0, r)))
+
+
+def kl_term(p: jax.Array, q: jax.Array, change: jax.Array) -> jax.Array:
+    r"""Return \(p \log(p / q) - p + q \ge 0\) for p >= 0, q >= 0 and change = q - p.
+
+    It is p (r - log(1 + r)) with r = change / p: accurate also where p and q nearly agree.
+    """
+    one = jnp.where(p == 0, 1, p)
+    r = jnp.where(p == 0, 0, change / one)
+    near = _small_ratio(r)
+    close = p * minus_log1p(jnp.where(near, r, 0))
+    far = change - p * (jnp.log(jnp.where(near, 1, q)) - jnp.log(one))
+    return jnp.where(p == 0, q, jnp.where(near, close, far))
+
+
+@jax.custom_jvp
+def log_ratio(p: jax.Array, q: jax.Array, change: jax.Array) -> jax.Array:
+    """Return log(q / p) for p > 0 and change = q - p, accurate also where they nearly agree."""
+    r = change / p
+    near = _small_ratio(r)
+    return jnp.where(near, log1p(jnp.where(near, r, 0)), jnp.log(q) - jnp.log(p))
+
+
+@log_ratio.defjvp
+def _(primals, tangents):
+    (p, q, _), (dp, dq, _) = primals, tangents
+    return log_ratio(*primals), reciprocal(q) * dq - reciprocal(p) * dp

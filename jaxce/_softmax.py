@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxce._numerics import expm1_minus, log1p, minus_log1p, two_difference, where_nonzero
+from jaxce._numerics import expm1, expm1_minus, log1p, minus_log1p, two_difference, where_nonzero
 
 Axes = tuple[int, ...]
 
@@ -87,9 +87,20 @@ def _given(*tangents: Array) -> list[bool]:
     return [not isinstance(t, SymbolicZero) for t in tangents]
 
 
-def _centred(p: Array, dx: Array, axes: Axes) -> Array:
-    """Return dx - sum(p dx): the derivative of log softmax."""
-    return dx - _sum(p * dx, axes)
+def _at_mode(x: Array, value: Array, axes: Axes) -> Array:
+    """Return the value at the largest x, the mean of them where several are tied."""
+    mode = x == jnp.max(x, axes, keepdims=True)
+    return _sum(jnp.where(mode, value, 0), axes) / _sum(mode.astype(x.dtype), axes)
+
+
+def _centred(x: Array, p: Array, value: Array, axes: Axes) -> Array:
+    """Return value - mean_p(value); of a tangent of x it is the derivative of log softmax.
+
+    The mean is taken relative to the value at the largest x, so that nothing cancels where that
+    class has nearly all the probability.
+    """
+    change = value - _at_mode(x, value, axes)
+    return change - _sum(p * change, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -102,7 +113,7 @@ def softmax(x: Array, axes: Axes) -> Array:
 def _(axes, primals, tangents):
     (x,), (dx,) = primals, tangents
     p = softmax(x, axes)
-    return p, p * _centred(p, dx, axes)
+    return p, p * _centred(x, p, dx, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -127,11 +138,22 @@ def surprisal(x: Array, axes: Axes) -> Array:
 @surprisal.defjvp
 def _(axes, primals, tangents):
     (x,), (dx,) = primals, tangents
-    s = surprisal(x, axes)
     moved = softmax(x, axes) * dx
-    # sum(p dx) - dx_j, with (p_j - 1) dx_j taken as expm1(-s_j) dx_j and no cancellation elsewhere:
-    # its transpose is p_k (sum_j ct_j - ct_k) + expm1(-s_k) ct_k.
-    return s, (_sum(moved, axes) - moved) + jnp.expm1(-s) * dx
+    # sum(p dx) - dx_j, with (p_j - 1) dx_j taken on its own and no cancellation elsewhere:
+    # its transpose is p_k (sum_j ct_j - ct_k) + (p_k - 1) ct_k.
+    return surprisal(x, axes), (_sum(moved, axes) - moved) + _softmax_less_1(x, axes) * dx
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _softmax_less_1(x: Array, axes: Axes) -> Array:
+    return expm1(-surprisal(x, axes))
+
+
+@_softmax_less_1.defjvp
+def _(axes, primals, tangents):
+    (x,), (dx,) = primals, tangents
+    p = softmax(x, axes)
+    return _softmax_less_1(x, axes), p * _centred(x, p, dx, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -149,7 +171,7 @@ def _(axes, primals, tangents):
     (x,), (dx,) = primals, tangents
     h, gradient = entropy(x, axes)
     p = softmax(x, axes)
-    dx_centred = _centred(p, dx, axes)
+    dx_centred = _centred(x, p, dx, axes)
     dh = _sum(gradient * dx, axes)
     return (h, gradient), (jnp.squeeze(dh, axes), gradient * dx_centred - p * (dx_centred + dh))
 
@@ -178,7 +200,7 @@ def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     mass = _sum(p, axes)
     # mass * softmax_j - p_j, exact where p_j holds all the mass
     q = jnp.exp(x - s.maximum) / s.total
-    over_x = (mass - p) * q + p * jnp.expm1(-surprisal_)
+    over_x = (mass - p) * q + p * expm1(-surprisal_)
     return jnp.sum(where_nonzero(p, p * surprisal_), axes), over_x, surprisal_
 
 
@@ -195,9 +217,9 @@ def _(axes, primals, tangents):
     d_value, d_over_x, d_over_p = [], [], []
     if p_moves:
         d_value.append(jnp.sum(over_p * dp, axes))
-        d_over_x.append(_sum(dp, axes) * q - dp)
+        d_over_x.append((_sum(dp, axes) - dp) * q + dp * _softmax_less_1(x, axes))
     if x_moves:
-        dx_centred = _centred(q, dx, axes)
+        dx_centred = _centred(x, q, dx, axes)
         d_value.append(jnp.sum(over_x * dx, axes))
         d_over_x.append(_sum(p, axes) * q * dx_centred)
         d_over_p.append(where_nonzero(p, -dx_centred))
@@ -214,7 +236,7 @@ def class_surprisal(x: Array, labels: Array, axis: int) -> tuple[Array, Array]:
     picked = jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
     value = jnp.where(exists, (s.maximum - picked) + s.excess, jnp.nan)
     chosen = lax.broadcasted_iota(label.dtype, x.shape, axis) == label
-    gradient = jnp.where(chosen, jnp.expm1(-value), jnp.exp(x - s.maximum) / s.total)
+    gradient = jnp.where(chosen, expm1(-value), jnp.exp(x - s.maximum) / s.total)
     return jnp.squeeze(value, axis), jnp.where(exists, gradient, jnp.nan)
 
 
@@ -223,7 +245,7 @@ def _(axis, primals, tangents):
     (x, labels), (dx, _) = primals, tangents
     value, gradient = class_surprisal(x, labels, axis)
     p = softmax(x, (axis,))
-    d_gradient = p * _centred(p, dx, (axis,))
+    d_gradient = p * _centred(x, p, dx, (axis,))
     return (value, gradient), (jnp.sum(gradient * dx, axis), d_gradient)
 
 
@@ -232,6 +254,7 @@ class _Pair(NamedTuple):
 
     p: Array
     q: Array
+    e: Array  # t, up to a constant per example that makes it 0 at the most probable class under p
     t: Array  # log(q / p) where both exist, else 0
     both: Array
     penalty: Array  # +inf if some class has p > 0 and q = 0; NaN if p or q is not a distribution
@@ -242,6 +265,7 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
 
     t_j = e_j - c with e_j = (b_j - a_j) - (b_* - a_*), * the most probable class, and
     c = log sum_j p_j exp(e_j): tiny where p and q are near, and then exact to the last digits.
+    Where they are far apart it is the difference of the two surprisals.
     """
     in_p, in_q = a > -jnp.inf, b > -jnp.inf
     both = in_p & in_q
@@ -264,21 +288,24 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
     # u = p (exp(e) - 1); where e is large, p exp(e) comes from b: it is not 0 * inf.
     near = both & (e < 1)
     below = sa.maximum - a_mode
-    rise = jnp.exp(jnp.where(in_q, jnp.minimum((b - b_mode) - below, 85), -_NEGLIGIBLE)) / sa.total
-    u = _sum(jnp.where(near, p * jnp.expm1(jnp.where(near, e, 0)), rise - p), axes)
-    usable = (u > -0.5) & (u < 1e30)
-    far = (sb.maximum - b_mode) - below + (sb.excess - sa.excess)
-    c = jnp.where(usable, log1p(jnp.where(usable, u, 0)), far)
+    ahead, error = two_difference(jnp.where(in_q, b, b_mode - _NEGLIGIBLE), b_mode)
+    rise = jnp.exp(jnp.minimum(ahead - below, 85)) * (1 + error) / sa.total
+    u = _sum(jnp.where(near, p * expm1(jnp.where(near, e, 0)), rise - p), axes)
+    close = (u > -0.5) & (u < 10)
+    apart = (jnp.where(both, sa.maximum - a, 0) - jnp.where(both, sb.maximum - b, 0)) + (
+        sa.excess - sb.excess
+    )
+    t = jnp.where(close, e - log1p(jnp.where(close, u, 0)), apart)
     possible = jnp.all(~in_p | in_q, axes, keepdims=True)
     penalty = jnp.where(possible, 0, jnp.inf) + 0 * (sa.total + sb.total)
-    return _Pair(p, q, jnp.where(both, e - c, 0), both, penalty)
+    return _Pair(p, q, e, jnp.where(both, t, 0), both, penalty)
 
 
 def _centred_pair(
     a: Array, b: Array, da: Array, db: Array, axes: Axes
 ) -> tuple[Array, Array, Array, Array]:
     p, q = softmax(a, axes), softmax(b, axes)
-    return p, q, _centred(p, da, axes), _centred(q, db, axes)
+    return p, q, _centred(a, p, da, axes), _centred(b, q, db, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -287,11 +314,13 @@ def kl_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     KL = sum of p (exp(t) - 1 - t): no term is negative, and an error in c cancels to first order.
     """
-    p, q, t, both, penalty = _pair(a, b, axes)
+    p, q, e, t, both, penalty = _pair(a, b, axes)
     near = both & (t < 1) & (penalty == 0)
     s = jnp.where(near, t, 0)
     kl = _sum(jnp.where(near, p * expm1_minus(s), (q - p) - p * t), axes)
-    return jnp.squeeze(kl + penalty, axes), -p * (kl + t), jnp.where(near, p * jnp.expm1(s), q - p)
+    over_a = p * (_sum(p * e, axes) - e)
+    over_b = jnp.where(near, p * expm1(s), q - p)
+    return jnp.squeeze(kl + penalty, axes), over_a, over_b
 
 
 @kl_divergence.defjvp
@@ -300,15 +329,31 @@ def _(axes, primals, tangents):
     kl, over_a, over_b = primals_out = kl_divergence(a, b, axes)
     p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
     d_kl = _sum(over_a * da + over_b * db, axes)
-    d_over_a = over_a * da_centred - p * (d_kl + (db_centred - da_centred))
+    d_over_a = over_a * da_centred - p * (
+        _sum(over_a * da, axes) + _centred(a, p, db - da, axes)
+    )
     d_over_b = q * db_centred - p * da_centred
     return primals_out, (jnp.squeeze(d_kl, axes), d_over_a, d_over_b)
 
 
-def _to_mixture(t: Array, both: Array) -> Array:
-    """Return log(m / p) for m = (p + q) / 2 and t = log(q / p)."""
-    r = jnp.expm1(jnp.minimum(t, 50)) / 2
-    return jnp.where(both, jnp.where(t < 50, log1p(r), t - math.log(2)), -math.log(2))
+def _softplus(t: Array) -> Array:
+    return jnp.maximum(t, 0) + log1p(jnp.exp(-jnp.abs(t)))
+
+
+def _mixture_gradient(x: Array, p: Array, e: Array, t: Array, both: Array, axes: Axes) -> Array:
+    """Return the gradient of KL(p || m) / 2 + KL(q || m) / 2 over the logits x of p.
+
+    It is -p/2 times log(m / p), centred; log(m / p) is softplus(t) less log 2. Relative to the most
+    probable class that is log(1 + sigmoid(t_*) (exp(t - t_*) - 1)), which keeps small differences.
+    """
+    change = e - _at_mode(x, e, axes)
+    near = both & (jnp.abs(change) < 1) & (_at_mode(x, both.astype(x.dtype), axes) == 1)
+    t_mode = _at_mode(x, jnp.where(both, t, -_NEGLIGIBLE), axes)
+    share = jnp.exp(-_softplus(-t_mode))
+    close = log1p(share * expm1(jnp.where(near, change, 0)))
+    apart = jnp.where(both, _softplus(t), 0) - _softplus(t_mode)
+    log_ratio = jnp.where(near, close, apart)
+    return p * (_sum(p * log_ratio, axes) - log_ratio) / 2
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -317,18 +362,18 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     With r = (m - p) / p, KL(p || m) is the sum of p (r - log(1 + r)): the sum of p r is zero.
     """
-    pair = _pair(a, b, axes)
+    p, q, e, t, both, _ = _pair(a, b, axes)
 
-    def side(p: Array, q: Array, t: Array) -> tuple[Array, Array]:
-        near = pair.both & (t < 1)
-        log_ratio = _to_mixture(t, pair.both)
-        close = p * minus_log1p(jnp.expm1(jnp.where(near, t, 0)) / 2)
-        kl = _sum(jnp.where(near, close, (q - p) / 2 - p * log_ratio), axes)
-        return kl, -p * (kl + log_ratio) / 2
+    def side(p: Array, q: Array, t: Array) -> Array:
+        near = both & (t < 1)
+        close = p * minus_log1p(expm1(jnp.where(near, t, 0)) / 2)
+        log_ratio = jnp.where(both, _softplus(t), 0) - math.log(2)
+        return _sum(jnp.where(near, close, (q - p) / 2 - p * log_ratio), axes)
 
-    kl_p, over_a = side(pair.p, pair.q, pair.t)
-    kl_q, over_b = side(pair.q, pair.p, -pair.t)
-    return jnp.squeeze((kl_p + kl_q) / 2, axes), over_a, over_b
+    value = (side(p, q, t) + side(q, p, -t)) / 2
+    over_a = _mixture_gradient(a, p, e, t, both, axes)
+    over_b = _mixture_gradient(b, q, -e, -t, both, axes)
+    return jnp.squeeze(value, axes), over_a, over_b
 
 
 @js_divergence.defjvp
@@ -336,10 +381,14 @@ def _(axes, primals, tangents):
     (a, b), (da, db) = primals, tangents
     js, over_a, over_b = primals_out = js_divergence(a, b, axes)
     p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
-    both_mass = where_nonzero(p, p * q / jnp.where(p == 0, 1, p + q))
-    moved = both_mass * (db_centred - da_centred)
-    total = _sum(moved, axes)
+    dt = db_centred - da_centred
     js_a, js_b = _sum(over_a * da, axes), _sum(over_b * db, axes)
-    d_over_a = over_a * da_centred - p * (js_a - total / 2) - moved / 2
-    d_over_b = over_b * db_centred - q * (js_b + total / 2) + moved / 2
+
+    def share(p: Array, q: Array) -> Array:
+        return where_nonzero(q, q / jnp.where(q == 0, 1, p + q))
+
+    moved_a = _centred(a, p, share(p, q) * dt, axes)
+    moved_b = _centred(b, q, share(q, p) * dt, axes)
+    d_over_a = over_a * da_centred - p * (js_a + moved_a / 2)
+    d_over_b = over_b * db_centred - q * (js_b - moved_b / 2)
     return primals_out, (jnp.squeeze(js_a + js_b, axes), d_over_a, d_over_b)

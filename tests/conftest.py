@@ -1,0 +1,69 @@
+"""A strict environment: nothing is promoted silently, and eight devices are pretended on the CPU."""
+
+import contextlib
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+EIGHT = "--xla_force_host_platform_device_count=8"
+if EIGHT not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
+
+import jax  # noqa: E402 - the flags above are read when jax starts
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The same examples on every run; compilation makes the first one slow.
+settings.register_profile("jaxce", derandomize=True, deadline=None, database=None, max_examples=40)
+settings.load_profile("jaxce")
+
+
+@contextlib.contextmanager
+def option(name, value):
+    """A jax option set for the duration, then put back."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """Both precisions, float64 with x64 switched on for the test."""
+    with option("jax_enable_x64", request.param == "float64"):
+        yield request.param
+
+
+@pytest.fixture
+def x64():
+    with option("jax_enable_x64", True):
+        yield
+
+
+@pytest.fixture
+def no_nans():
+    """Every operation is run by itself and may not produce a NaN, not even in passing."""
+    with option("jax_debug_nans", True), jax.disable_jit():
+        yield
+
+
+COMPILED = []
+
+
+def _note(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append("compiled")
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
+
+
+@pytest.fixture
+def traces():
+    """A list that grows by one with every program that is compiled."""
+    COMPILED.clear()
+    return COMPILED

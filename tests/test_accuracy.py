@@ -1,0 +1,218 @@
+"""Values and derivatives against the oracles, in ulp, over the whole corpus.
+
+``python -m tests.test_accuracy [function ...]`` prints the worst case of each function instead.
+"""
+
+import functools
+import sys
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import cases, corpus, oracles
+from tests.conftest import option
+
+LD = np.longdouble
+# float64 is checked at fewer sizes: what a large row adds, float32 shows sixteen times sooner.
+FLOAT32 = [(m.id, "float32", n) for m in cases.MEASURES for n in ((1,) if m.binary else corpus.SIZES)]
+FLOAT64 = [(m.id, "float64", n) for m in cases.MEASURES for n in ((1,) if m.binary else (2, 1000))]
+EVERY = FLOAT32 + FLOAT64
+HESSIANS = [(m.id, dtype, 1 if m.binary else 10) for m in cases.MEASURES for dtype in ("float32", "float64")]
+RELATIVE = {"float32": 1e-5, "float64": 1e-12}
+# Beyond this every row is one-hot, and its second derivatives vanish.
+TAME = 200.0
+
+
+@dataclass
+class Worst:
+    what: str
+    row: str
+    ratio: float  # of the error to what is allowed
+    ulps: float
+    got: float
+    exact: float
+
+    def __str__(self):
+        return (
+            f"{self.what:12} {self.ulps:10.3g} ulp = {self.ratio:8.3g} of the bound, "
+            f"got {self.got:.9g}, exact {self.exact:.9g}: {self.row}"
+        )
+
+
+def ulp(size, dtype):
+    """The spacing of dtype's numbers at this size, as longdouble; never below that of the smallest normal."""
+    info = np.finfo(dtype)
+    _, exponent = np.frexp(np.maximum(size, LD(info.smallest_normal)))
+    return np.ldexp(LD(1), exponent - 1 - info.nmant)
+
+
+def worst(what, names, got, exact, size, allowed, dtype):
+    """The worst row, or a ratio of inf where an infinity or a NaN stands in the wrong place."""
+    got, exact = np.asarray(got).astype(LD), np.asarray(exact)
+    tiny = np.finfo(dtype).smallest_normal
+    with np.errstate(all="ignore"):
+        error = np.abs(got - exact) / ulp(np.where(np.isfinite(size), size, 0), dtype)
+        error = np.where(got == exact, 0, error)
+        error = np.where((np.abs(got) <= tiny) & (np.abs(exact) < tiny), 0, error)
+        error = np.where(np.isnan(error), np.inf, error)
+        ratio = np.broadcast_to(error / allowed, got.shape)
+    place = np.unravel_index(np.argmax(ratio), ratio.shape)
+    exact = np.broadcast_to(exact, got.shape)
+    return Worst(what, names[place[0]], *(float(v[place]) for v in (ratio, error, got, exact)))
+
+
+@functools.cache
+def first_order(name):
+    measure = cases.BY_ID[name]
+
+    def run(args, tangents, cotangent):
+        floats = [args[i] for i in measure.floating]
+        function = functools.partial(measure.along, args=args)
+        value, pull = jax.vjp(function, *floats)
+        _, forward = jax.jvp(function, tuple(floats), tuple(tangents))
+        return value, pull(cotangent), forward
+
+    return jax.jit(run)
+
+
+@functools.cache
+def second_order(name):
+    measure = cases.BY_ID[name]
+
+    def run(args, tangents):
+        floats = tuple(args[i] for i in measure.floating)
+        gradient = jax.grad(lambda *f: measure.along(*f, args=args).sum(), tuple(range(len(floats))))
+        return jax.jvp(gradient, floats, tuple(tangents))[1]
+
+    return jax.jit(run)
+
+
+def directions(measure, args, rng):
+    """Random tangents; for probabilities in proportion to them, so that 1e-30 is not moved to 1."""
+    size = [np.abs(args[i]) if measure.takes[i] in cases.PROBABILITIES else 1 for i in measure.floating]
+    normals = [rng.standard_normal(args[i].shape) for i in measure.floating]
+    return [(z * s).astype(args[i].dtype) for z, s, i in zip(normals, size, measure.floating, strict=True)]
+
+
+def check_first_order(name, dtype, n):
+    measure, rng = cases.BY_ID[name], corpus.generator(name, n)
+    rows, args = corpus.rounded(corpus.KINDS[measure.corpus](n), dtype)
+    tangents = directions(measure, args, rng)
+    shape = args[-1].shape if not measure.reduces else args[-1].shape[:-1]
+    cotangent = np.ones(shape, dtype)
+    if measure.mixes:  # a hole's surprisal is infinite: no weight there
+        cotangent = np.where(np.isinf(args[0]), 0, 0.5 + rng.random(shape)).astype(dtype)
+    value, grads, forward = first_order(name)(args, tangents, cotangent)
+
+    args = [a if a.dtype.kind in "iu" else a.astype(LD) for a in args]
+    exact = measure.value(*args)
+    pulled = [*args, cotangent.astype(LD)] if measure.mixes else args
+    exact_grads = measure.grad(*pulled)
+    yield worst("value", rows, value, exact, *measure.value_bound(args, exact), dtype)
+    bounds = measure.grad_bound(pulled, exact_grads)
+    for i, got, gradient, bound in zip(measure.floating, grads, exact_grads, bounds, strict=True):
+        yield worst(f"gradient {measure.takes[i]}", rows, got, gradient, *bound, dtype)
+
+    # Forward mode sums the same products, so it is judged against their sizes.
+    exact, size = 0, 0
+    for tangent, gradient, (scale, _) in zip(tangents, exact_grads, bounds, strict=True):
+        scale = scale if scale.shape == gradient.shape else np.abs(gradient)
+        product, sized = tangent * gradient, np.abs(tangent) * scale
+        rows_apart = measure.reduces or measure.mixes
+        exact = exact + (product.sum(-1) if rows_apart else product)
+        size = size + (sized.sum(-1) if rows_apart else sized)
+    if measure.mixes:
+        forward = (np.where(cotangent == 0, 0, forward) * cotangent.astype(LD)).sum(-1)
+    yield worst("forward", rows, forward, exact, size, 2 * cases.ULPS + flushed(n, size, dtype), dtype)
+
+
+def flushed(n, size, dtype):
+    """The ulps that n terms may lose by being flushed to zero."""
+    return n * np.finfo(dtype).smallest_normal / ulp(size, dtype)
+
+
+def tame(args):
+    return all(np.abs(a[np.isfinite(a)]).max() < TAME for a in args[-1:])
+
+
+def check_second_order(name, dtype, n):
+    measure, rng = cases.BY_ID[name], corpus.generator(name, n)
+    rows = {k: v for k, v in corpus.KINDS[measure.corpus](n).items() if tame(v)}
+    rows, args = corpus.rounded(rows, dtype)
+    tangents = directions(measure, args, rng)
+    got = second_order(name)(args, tangents)
+    exact = measure.hvp(*args, *tangents)
+    # The arguments' parts may cancel, so they are sized apart.
+    parts = []
+    for i in range(len(tangents)):
+        alone = [t if i == j else np.zeros_like(t) for j, t in enumerate(tangents)]
+        parts.append(measure.hvp(*args, *alone))
+    allowed = RELATIVE[dtype] / np.finfo(dtype).eps
+    for k, i in enumerate(measure.floating):
+        size = sum(np.abs(part[k]) for part in parts)
+        size = size if measure.binary or name == "surprisal" else cases.row_size(size)
+        bound = size, allowed + flushed(n, size, dtype)
+        yield worst(f"Hessian {measure.takes[i]}", rows, got[k], exact[k], *bound, dtype)
+
+
+def judge(check, name, dtype, n):
+    if dtype == "float64" and not oracles.JUDGES_FLOAT64:
+        pytest.skip("longdouble is no wider than float64 here")
+    with option("jax_enable_x64", dtype == "float64"):
+        return list(check(name, dtype, n))
+
+
+@pytest.mark.parametrize(("name", "dtype", "n"), EVERY)
+def test_values_and_gradients(name, dtype, n):
+    bad = [str(w) for w in judge(check_first_order, name, dtype, n) if not w.ratio <= 1]
+    assert not bad, "\n" + "\n".join(bad)
+
+
+@pytest.mark.parametrize(("name", "dtype", "n"), HESSIANS)
+def test_hessian_vector_products(name, dtype, n):
+    bad = [str(w) for w in judge(check_second_order, name, dtype, n) if not w.ratio <= 1]
+    assert not bad, "\n" + "\n".join(bad)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_is_as_exact_as_float32(dtype):
+    """The result of half-precision logits is not rounded to half precision."""
+    rng = corpus.generator(dtype)
+    x = jnp.asarray(8 * rng.standard_normal((4, 50257)), dtype)
+    labels = rng.integers(0, x.shape[-1], 4).astype(np.int32)
+    wide = np.asarray(x.astype(np.float32))
+    for name, args, exact_args in (
+        ("cross_entropy_with_logits[labels]", (labels, x), (labels, wide)),
+        ("entropy_with_logits", (x,), (wide,)),
+    ):
+        measure = cases.BY_ID[name]
+        exact = measure.value(*exact_args)
+        result = worst("value", "abcd", measure(*args), exact, np.abs(exact), cases.ULPS, np.float32)
+        assert result.ratio <= 1, result
+
+
+def test_the_judge_can_condemn():
+    one = np.ones(1, np.float32)
+    for got, ulps in ((one + 2**-23, 1), (one - np.float32(np.inf), np.inf), (one * np.float32(np.nan), np.inf)):
+        assert worst("value", ["row"], got, one.astype(LD), one, 1, np.float32).ulps == ulps
+
+
+def report(wanted):
+    """The worst case of each function, dtype, size and check."""
+    for check, table in ((check_first_order, EVERY), (check_second_order, HESSIANS)):
+        for name, dtype, n in table:
+            if wanted and not any(w in name for w in wanted):
+                continue
+            try:
+                for result in judge(check, name, dtype, n):
+                    mark = "  " if result.ratio <= 1 else "X "
+                    print(f"{mark}{name:36} {dtype:8} {n:6} {result}", flush=True)
+            except Exception as error:
+                print(f"X {name:36} {dtype:8} {n:6} {type(error).__name__}: {str(error)[:200]}", flush=True)
+
+
+if __name__ == "__main__":
+    report(sys.argv[1:])
