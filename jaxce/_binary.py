@@ -262,7 +262,8 @@ def binary_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: float | None = Non
         base: Unit of the result: None for nats, 2 for bits.
 
     Returns:
-        Cross-entropies in the broadcast shape; `inf` where q rules out what p allows.
+        Cross-entropies in the broadcast shape; `inf` where q rules out what p allows, with the
+        infinite slope over q. Where the slope over p is infinite it is given as 0.
 
     Raises:
         TypeError: If an input is not floating or `base` is not a number.
@@ -290,7 +291,8 @@ def binary_kl_divergence(p: ArrayLike, q: ArrayLike, *, base: float | None = Non
         base: Unit of the result: None for nats, 2 for bits.
 
     Returns:
-        Divergences in the broadcast shape, never negative; `inf` where q rules out what p allows.
+        Divergences in the broadcast shape, never negative; `inf` where q rules out what p allows,
+        with the infinite slope over q. Where the slope over p is infinite it is given as 0.
 
     Raises:
         TypeError: If an input is not floating or `base` is not a number.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxce import _checks, _softmax
+from jaxce import _checks, _softmax, _softmax_pair
 from jaxce._jit import jit_measure
 
 Axes = tuple[int, ...]
@@ -326,7 +326,7 @@ def kl_divergence_with_logits(
 
     Source: Kullback & Leibler, "On Information and Sufficiency" (1951).
     """
-    return _compared(_softmax.kl_divergence, p_logits, q_logits, axis, where, base)
+    return _compared(_softmax_pair.kl_divergence, p_logits, q_logits, axis, where, base)
 
 
 @jit_measure("axis", "base")
@@ -364,4 +364,4 @@ def js_divergence_with_logits(
 
     Source: Lin, "Divergence Measures Based on the Shannon Entropy" (1991).
     """
-    return _compared(_softmax.js_divergence, p_logits, q_logits, axis, where, base)
+    return _compared(_softmax_pair.js_divergence, p_logits, q_logits, axis, where, base)

@@ -7,7 +7,7 @@ itself, and seen to fall below 1e-12.
 
 >>> import jax.numpy as jnp
 >>> result = fit_distribution(jnp.array([0.7, 0.2, 0.1]), base=2)
->>> print(result.probabilities)
+>>> print(result.probabilities.round(4))
 [0.7 0.2 0.1]
 >>> history = result.history
 >>> print(f"{history.cross_entropy[0]:.2f} bits falls onto {history.entropy[-1]:.2f} bits")
@@ -166,7 +166,7 @@ def fit_distribution(
     Example:
         >>> p = jnp.array([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]])  # two targets at once
         >>> result = fit_distribution(p, steps=1000, record_every=100)
-        >>> print(result.probabilities)
+        >>> print(result.probabilities.round(4))
         [[0.7 0.2 0.1]
          [0.5 0.5 0. ]]
         >>> result.history.kl_divergence.shape

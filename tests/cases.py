@@ -154,9 +154,7 @@ MEASURES = [
     categorical("kl_divergence", "pq"),
     categorical("js_divergence", "pq"),
     categorical("perplexity", "p", base=False),
-    categorical(
-        "surprisal_with_logits", "x", grad_bound=of_each_weight, reduces=False, mixes=True
-    ),
+    categorical("surprisal_with_logits", "x", grad_bound=of_each_weight, reduces=False, mixes=True),
     categorical("entropy_with_logits", "x"),
     categorical("cross_entropy_with_logits", "px", grad_bound=of_each_class),
     categorical("cross_entropy_with_logits", "yx", grad_bound=of_each_label),

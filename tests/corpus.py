@@ -56,18 +56,29 @@ def logits(n):
     if n > 1:
         rows["two tied"] = np.where(np.arange(n) < 2, 7.0, z)
         rows["tied pair far ahead"] = np.where(np.arange(n) < 2, 60.0, z)
-        rows["almost tied"] = np.where(np.arange(n) == 0, 9.0, np.where(np.arange(n) == 1, 9.0 - 1e-4, z))
+        rows["almost tied"] = np.where(
+            np.arange(n) == 0, 9.0, np.where(np.arange(n) == 1, 9.0 - 1e-4, z)
+        )
         rows["holes"] = with_holes(z, rng)
         rows["one finite"] = np.where(np.arange(n) == n // 2, 3.0, -np.inf)
         rows["ramp"] = -np.linspace(0, 100, n)
         rows["last is largest"] = np.where(np.arange(n) == n - 1, 30.0, 0)
-    light = ["normal * 1", "normal * 10", "normal * 1e-06", "all 0.1", "confident 20, rest noisy", "holes"]
+    light = [
+        "normal * 1",
+        "normal * 10",
+        "normal * 1e-06",
+        "all 0.1",
+        "confident 20, rest noisy",
+        "holes",
+    ]
     return keep(rows, light, n)
 
 
 def probabilities(n):
     rng = generator("probabilities", n)
-    rows = {f"softmax of {name}": softmax(x) for name, x in logits(n).items() if "1e+08" not in name}
+    rows = {
+        f"softmax of {name}": softmax(x) for name, x in logits(n).items() if "1e+08" not in name
+    }
     rows["one-hot"] = np.eye(1, n, n // 2)[0]
     rows["2**-lengths"] = np.maximum(2.0 ** -(1 + rng.permutation(n).astype(float)), 1e-30)
     if n > 1:
@@ -75,7 +86,12 @@ def probabilities(n):
         rows["almost certain"] = np.where(np.arange(n) == 0, 1 - 1e-6, 1e-6 / (n - 1))
     # No subnormals, which XLA may flush: 0 or at least 1e-30.
     rows = {name: np.where(p < 1e-30, 0, p) for name, p in rows.items()}
-    return keep(rows, [f"softmax of {v}" for v in ("normal * 1", "normal * 10", "all 0.1", "holes")] + ["one-hot"], n)
+    return keep(
+        rows,
+        [f"softmax of {v}" for v in ("normal * 1", "normal * 10", "all 0.1", "holes")]
+        + ["one-hot"],
+        n,
+    )
 
 
 def logit_pairs(n):
@@ -83,7 +99,12 @@ def logit_pairs(n):
     z, other = rng.standard_normal((2, n))
     spike = np.eye(1, n, n - 1)[0]
     rows = {}
-    bases = {"normal": z, "normal * 10": 10 * z, "flat": 0 * z, "confident": np.where(np.arange(n) == 0, 20.0, z)}
+    bases = {
+        "normal": z,
+        "normal * 10": 10 * z,
+        "flat": 0 * z,
+        "confident": np.where(np.arange(n) == 0, 20.0, z),
+    }
     if n > HEAVY:
         bases = {"normal": z}
     for name, base in bases.items():
@@ -95,7 +116,10 @@ def logit_pairs(n):
     rows["very far"] = 100 * z, 100 * other
     rows["equal but shifted"] = z, z + 3.0
     rows["one class 80 higher"] = z, z + 80 * spike
-    rows["confident, in agreement"] = np.where(spike == 1, 80.3, 0.7), np.where(spike == 1, 75.0, 0.7 + 1e-3 * other)
+    rows["confident, in agreement"] = (
+        np.where(spike == 1, 80.3, 0.7),
+        np.where(spike == 1, 75.0, 0.7 + 1e-3 * other),
+    )
     if n > 1:
         holes = with_holes(z, rng)
         rows["the same holes"] = holes, holes + 1e-3 * other
@@ -107,7 +131,10 @@ def logit_pairs(n):
     for lead in (5.0, 80.0, 1e4):
         rows[f"one class {lead:g} lower"] = z, z - lead * spike
         rows[f"one class {lead:g} higher"] = z, z + lead * spike
-        rows[f"near, but one class {lead:g} lower"] = z - 60 * spike, z + 1e-4 * other - (60 + lead) * spike
+        rows[f"near, but one class {lead:g} lower"] = (
+            z - 60 * spike,
+            z + 1e-4 * other - (60 + lead) * spike,
+        )
     if n > 1:
         rows["holes in the true one"] = holes, other
         rows["the same holes, shifted"] = holes, holes + 1e-5 * other - 1000.0
@@ -117,18 +144,27 @@ def logit_pairs(n):
 def probability_pairs(n):
     rng = generator("probability pairs", n)
     p, other = softmax(rng.standard_normal(n)), rng.standard_normal(n)
-    rows = {f"{gap:g} apart": (p, p * (1 + gap * other / 5)) for gap in (GAPS if n < HEAVY else GAPS[1::3])}
+    rows = {
+        f"{gap:g} apart": (p, p * (1 + gap * other / 5))
+        for gap in (GAPS if n < HEAVY else GAPS[1::3])
+    }
     rows = {name: (a, b / b.sum()) for name, (a, b) in rows.items()}
     rows["far"] = p, softmax(other)
     rows["very far"] = softmax(5 * other), p
     rows["equal"] = p, p
     rows["one-hot target"] = np.eye(1, n, n // 2)[0], p
-    rows["Kraft sum below one"] = p, np.maximum(2.0 ** -(2 + rng.permutation(n).astype(float)), 1e-30)
+    rows["Kraft sum below one"] = (
+        p,
+        np.maximum(2.0 ** -(2 + rng.permutation(n).astype(float)), 1e-30),
+    )
     if n > 1:
         zeros = np.where((rng.random(n) < 0.5) & (np.arange(n) > 0), 0, p)
         rows["zeros in the true one"] = zeros / zeros.sum(), p
         rows["the same zeros"] = zeros / zeros.sum(), np.where(zeros > 0, softmax(other), 0)
-        rows["tiny entries"] = np.where(np.arange(n) % 2, 1e-30, p), np.where(np.arange(n) % 3, 1e-20, p)
+        rows["tiny entries"] = (
+            np.where(np.arange(n) % 2, 1e-30, p),
+            np.where(np.arange(n) % 3, 1e-20, p),
+        )
     return rows
 
 
@@ -144,7 +180,10 @@ def targets_and_logits(n):
         if n > HEAVY and "holes" not in name:
             continue
         rows[f"{name}; one-hot, likely"] = certain, x
-        rows[f"{name}; one-hot, unlikely"] = np.eye(1, n, int(np.where(finite, x, np.inf).argmin()))[0], x
+        rows[f"{name}; one-hot, unlikely"] = (
+            np.eye(1, n, int(np.where(finite, x, np.inf).argmin()))[0],
+            x,
+        )
         if n < HEAVY:
             rows[f"{name}; smoothed"] = np.where(finite, 0.9 * certain + 0.1 / n, 0), x
             rows[f"{name}; sum 0.5"] = here / 2, x
@@ -159,27 +198,60 @@ def labels_and_logits(n):
         labels = {"likely": x.argmax(), "unlikely": finite[x[finite].argmin()]}
         if n < HEAVY:
             labels["random"] = rng.choice(finite)
-        rows |= {f"{name}; {which}": (np.array(label, np.int32), x) for which, label in labels.items()}
+        rows |= {
+            f"{name}; {which}": (np.array(label, np.int32), x) for which, label in labels.items()
+        }
     return rows
 
 
 def binary_probabilities(_):
     rng = generator("binary")
     near = [10.0**-k for k in range(1, 8)]
-    p = [*rng.random(30), *near, *[1 - v for v in near], *[0.5 + v for v in near], 0.5, 1e-30, 1e-20, 0.25, 0.75]
+    p = [
+        *rng.random(30),
+        *near,
+        *[1 - v for v in near],
+        *[0.5 + v for v in near],
+        0.5,
+        1e-30,
+        1e-20,
+        0.25,
+        0.75,
+    ]
     return {f"p={v!r}": (np.array(v),) for v in map(float, p)}
 
 
 def binary_probability_pairs(_):
     rng = generator("binary pairs")
     p = [*rng.random(10), 0.5, 0.999, 1e-3, 1e-30]
-    pairs = [(v, v + sign * gap * min(v, 1 - v)) for v in p for gap in (0, *GAPS) for sign in (1, -1)]
+    pairs = [
+        (v, v + sign * gap * min(v, 1 - v)) for v in p for gap in (0, *GAPS) for sign in (1, -1)
+    ]
     pairs += [(a, b) for a in p for b in rng.random(3)]
     pairs += [(a, b) for a in (0.0, 1.0) for b in (0.3, 1e-20, 0.999)]
-    return {f"p={a!r}, q={b!r}": (np.array(a), np.array(b)) for a, b in ((float(a), float(b)) for a, b in pairs)}
+    return {
+        f"p={a!r}, q={b!r}": (np.array(a), np.array(b))
+        for a, b in ((float(a), float(b)) for a, b in pairs)
+    }
 
 
-BINARY_LOGITS = (0.0, 1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 20.0, 37.42994775023705, 60.0, 80.0, 1e4, 1e8)
+BINARY_LOGITS = (
+    0.0,
+    1e-6,
+    1e-3,
+    0.1,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    15.0,
+    20.0,
+    37.42994775023705,
+    60.0,
+    80.0,
+    1e4,
+    1e8,
+)
 
 
 def binary_logits(_):
@@ -188,7 +260,12 @@ def binary_logits(_):
 
 def binary_targets_and_logits(_):
     targets = (0.0, 1.0, 0.5, 0.3, 1e-6, 1 - 1e-6)
-    return {f"p={p!r}, x={s * v!r}": (np.array(p), np.array(s * v)) for p in targets for v in BINARY_LOGITS for s in (1, -1)}
+    return {
+        f"p={p!r}, x={s * v!r}": (np.array(p), np.array(s * v))
+        for p in targets
+        for v in BINARY_LOGITS
+        for s in (1, -1)
+    }
 
 
 def binary_logit_pairs(_):

@@ -22,7 +22,9 @@ def quiet(function):
 
     def wrapped(*args):
         with np.errstate(all="ignore"):
-            return function(*(a if np.asarray(a).dtype.kind in "iu" else np.asarray(a).astype(LD) for a in args))
+            return function(
+                *(a if np.asarray(a).dtype.kind in "iu" else np.asarray(a).astype(LD) for a in args)
+            )
 
     wrapped.__name__ = function.__name__
     return wrapped
@@ -46,32 +48,36 @@ def at(x, chosen):
     return np.where(chosen, x, 0).sum(-1, keepdims=True)
 
 
-def power_series(x, coefficient, first, last=40):
+def series(x, coefficients):
+    """The power series with these coefficients, the first of them that of x itself."""
     result = np.zeros_like(x)
-    for k in range(last, first - 1, -1):
-        result = result * x + coefficient(k)
-    return result * x**first
+    for c in reversed(coefficients):
+        result = (result + c) * x
+    return result
+
+
+SMALL = 0.05  # below it, a series to x**15; above it, cancellation costs longdouble five bits
 
 
 def expm1_minus(t):
     """expm1(t) - t."""
-    small = np.abs(t) < 0.5
-    series = power_series(np.where(small, t, 0), lambda k: 1 / LD(math.factorial(k)), 2, last=24)
-    return np.where(small, series, np.expm1(t) - t)
+    small = np.abs(t) < SMALL
+    near = series(np.where(small, t, 0), [0] + [1 / LD(math.factorial(k)) for k in range(2, 14)])
+    return np.where(small, near, np.expm1(t) - t)
 
 
 def minus_log1p(r):
     """r - log1p(r)."""
-    small = np.abs(r) < 0.2
-    series = power_series(np.where(small, r, 0), lambda k: (-1) ** k / LD(k), 2)
-    return np.where(small, series, r - np.log1p(r))
+    small = np.abs(r) < SMALL
+    near = series(np.where(small, r, 0), [0] + [(-1) ** k / LD(k) for k in range(2, 16)])
+    return np.where(small, near, r - np.log1p(r))
 
 
 def js_kernel(u):
     """(1-u) log(1-u) + (1+u) log(1+u)."""
-    small = np.abs(u) < 0.2
-    series = power_series(np.where(small, u * u, 0), lambda k: 1 / (LD(k) * (2 * k - 1)), 1, last=20)
-    return np.where(small, series, times(1 - u, np.log1p(-u)) + times(1 + u, np.log1p(u)))
+    small = np.abs(u) < SMALL
+    near = series(np.where(small, u * u, 0), [1 / (LD(k) * (2 * k - 1)) for k in range(1, 9)])
+    return np.where(small, near, times(1 - u, np.log1p(-u)) + times(1 + u, np.log1p(u)))
 
 
 def log_softmax(x):
@@ -183,7 +189,7 @@ def kl_divergence(p, q):
     # sum p log(p/q) as written, so the two sums need not agree: their difference is part of the answer.
     p, q = np.broadcast_arrays(p, q)
     r = (q - p) / p
-    parts = np.where(np.abs(r) < 0.2, p * minus_log1p(r), (q - p) - p * np.log(q / p))
+    parts = np.where(np.abs(r) < SMALL, p * minus_log1p(r), (q - p) - p * np.log(q / p))
     rows = zip(p.reshape(-1, p.shape[-1]), q.reshape(-1, p.shape[-1]), strict=True)
     gap = np.array([exact_difference(a[a > 0], b[a > 0]) for a, b in rows], LD)
     return total(np.where(p == 0, 0, parts)) + gap.reshape(p.shape[:-1])
@@ -260,7 +266,9 @@ def log_ratio(a, b):
     top = u.max(-1, keepdims=True)
     plain = top + np.log(np.exp(u - top).sum(-1, keepdims=True))
     c = np.where((gain > -0.5) & (gain < 1), np.log1p(gain), plain)
-    t = np.where(both, e - c, np.where(np.isfinite(b), np.inf, np.where(np.isfinite(a), -np.inf, 0)))
+    t = np.where(
+        both, e - c, np.where(np.isfinite(b), np.inf, np.where(np.isfinite(a), -np.inf, 0))
+    )
     return t, p, q
 
 
@@ -274,7 +282,7 @@ def from_mean(p, t):
 def kl_divergence_with_logits(a, b):
     t, p, q = log_ratio(*np.broadcast_arrays(a, b))
     far = q - p - times(p, t)
-    return total(np.where(t < 0.5, times(p, expm1_minus(t)), far))
+    return total(np.where(t < SMALL, times(p, expm1_minus(t)), far))
 
 
 @quiet

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tests import oracles
-from tests.oracles import minus_log1p, quiet, softplus, times
+from tests.oracles import SMALL, minus_log1p, quiet, softplus, times
 
 
 def finite(gradient):
@@ -46,7 +46,7 @@ def cross_entropy_grad(p, q):
 @quiet
 def kl_divergence(p, q):
     r = (q - p) / p
-    ones = np.where(np.abs(r) < 0.2, p * minus_log1p(r), (q - p) - times(p, np.log(q / p)))
+    ones = np.where(np.abs(r) < SMALL, p * minus_log1p(r), (q - p) - times(p, np.log(q / p)))
     zeros = times(1 - p, minus_log1p((p - q) / (1 - p)))
     return np.where(p == 0, -np.log1p(-q), np.where(p == 1, -np.log(q), ones + zeros))
 
@@ -91,4 +91,6 @@ def kl_divergence_with_logits(a, b):
 @quiet
 def kl_divergence_with_logits_grad(a, b):
     near = sigmoid(b) * sigmoid(-a) * -np.expm1(a - b)
-    return times(sigmoid(a) * sigmoid(-a), a - b), np.where(a < b, near, sigmoid(a) * sigmoid(-b) * np.expm1(b - a))
+    return times(sigmoid(a) * sigmoid(-a), a - b), np.where(
+        a < b, near, sigmoid(a) * sigmoid(-b) * np.expm1(b - a)
+    )

@@ -19,12 +19,20 @@ def arguments(measure, dtype, shape=(3, 4)):
 
 def gradients(measure, args):
     floats = [args[i] for i in measure.floating]
-    return jax.grad(lambda *f: measure.along(*f, args=args).sum(), tuple(range(len(floats))))(*floats)
+    return jax.grad(lambda *f: measure.along(*f, args=args).sum(), tuple(range(len(floats))))(
+        *floats
+    )
 
 
 @EVERY
 @pytest.mark.parametrize(
-    ("given", "result"), [("float16", "float32"), ("bfloat16", "float32"), ("float32", "float32"), ("float64", "float64")]
+    ("given", "result"),
+    [
+        ("float16", "float32"),
+        ("bfloat16", "float32"),
+        ("float32", "float32"),
+        ("float64", "float64"),
+    ],
 )
 @pytest.mark.usefixtures("x64")
 def test_dtype_of_result_and_gradient(measure, given, result):
@@ -79,7 +87,9 @@ def test_probabilities_and_logits_are_floating(measure, dtype):
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint32", "int64"])
 @pytest.mark.usefixtures("x64")
 def test_labels_of_any_integer_dtype(dtype):
-    got = jaxce.cross_entropy_with_logits(jnp.array([1, 0], dtype), jnp.zeros((2, 300), jnp.float32))
+    got = jaxce.cross_entropy_with_logits(
+        jnp.array([1, 0], dtype), jnp.zeros((2, 300), jnp.float32)
+    )
     np.testing.assert_allclose(got, np.log(300), rtol=1e-6)
 
 
@@ -97,7 +107,9 @@ NAMES = {
 @pytest.mark.parametrize("shapes", [((3,), (3, 1)), ((3, 1), (3,)), ((), (3,)), ((3, 4), (3, 5))])
 def test_shapes_that_do_not_fit(measure, shapes):
     args = [jnp.full(s, 0.5) for s in shapes]
-    both = "(?s)(?=.*{})(?=.*{})".format(*(str(s).replace("(", r"\(").replace(")", r"\)") for s in shapes))
+    both = "(?s)(?=.*{})(?=.*{})".format(
+        *(str(s).replace("(", r"\(").replace(")", r"\)") for s in shapes)
+    )
     with pytest.raises(ValueError, match=both) as caught:
         measure(*args)
     for kind in measure.takes:
@@ -133,7 +145,10 @@ def test_mask_that_does_not_fit(measure):
         with pytest.raises((TypeError, ValueError), match=f"where.*bool.*{dtype}"):
             measure(*args, where=jnp.ones((3, 4), dtype))
     for shape in ((3,), (2, 4), (2, 3, 4)):
-        with pytest.raises(ValueError, match=r"where.*\(3, 4\).*" + str(shape).replace("(", r"\(").replace(")", r"\)")):
+        with pytest.raises(
+            ValueError,
+            match=r"where.*\(3, 4\).*" + str(shape).replace("(", r"\(").replace(")", r"\)"),
+        ):
             measure(*args, where=jnp.ones(shape, bool))
 
 

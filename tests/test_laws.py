@@ -73,7 +73,10 @@ def test_divergence_is_not_negative(a, b, gap, shift):
         assert (jaxce.binary_kl_divergence_with_logits(a, other) >= 0).all()
         p, q = probabilities(a), probabilities(other)
         # As written, so a negative number is no more than the rounding of the two sums.
-        assert (jaxce.kl_divergence(p, q) >= np.minimum(0, np.float64(p).sum(-1) - np.float64(q).sum(-1)) - 1e-12).all()
+        assert (
+            jaxce.kl_divergence(p, q)
+            >= np.minimum(0, np.float64(p).sum(-1) - np.float64(q).sum(-1)) - 1e-12
+        ).all()
         assert (jaxce.js_divergence(p, q) >= 0).all()
 
 
@@ -124,7 +127,9 @@ def test_shift_invariance(measure, a, b, shift):
             moved = [v + np.float32(shift) if i == j else v for j, v in enumerate(args)]
             by = shift if measure.name == "log_normalizer" else 0
             # Nothing is lost: the differences of the logits are the same numbers.
-            close(measure(*moved), want + np.float32(by), rtol=2e-6, atol=1e-30 if by == 0 else 5e-4)
+            close(
+                measure(*moved), want + np.float32(by), rtol=2e-6, atol=1e-30 if by == 0 else 5e-4
+            )
 
 
 @pytest.mark.parametrize("measure", CATEGORICAL, ids=name)
@@ -148,7 +153,10 @@ def test_mask_equals_slice(measure, a, b, mask):
 @given(LOGITS, LOGITS, st.permutations(range(SHAPE[-1])))
 def test_order_of_the_classes_does_not_matter(measure, a, b, order):
     args = arguments(measure, a, b)
-    mixed = [v if kind == cases.LABELS else v[:, order] for v, kind in zip(args, measure.takes, strict=True)]
+    mixed = [
+        v if kind == cases.LABELS else v[:, order]
+        for v, kind in zip(args, measure.takes, strict=True)
+    ]
     if cases.LABELS in measure.takes:
         mixed[0] = np.argsort(order)[args[0]].astype(np.int32)
     want = np.asarray(measure(*args))
@@ -180,7 +188,7 @@ def test_any_base_above_one():
 
 @pytest.mark.parametrize("measure", CATEGORICAL, ids=name)
 def test_a_batch_is_its_rows(measure):
-    args = measure.sample(np.random.default_rng(1), (3, 2, 5))
+    args = measure.sample(np.random.default_rng(1), SHAPE)
     got = np.asarray(measure(*args))
-    for place in np.ndindex(3, 2):
-        close(got[place], measure(*(a[place] for a in args)), atol=0)
+    for i, row in enumerate(got):
+        close(row, measure(*(a[i] for a in args)), atol=0)

@@ -23,8 +23,22 @@ PROBABILITY_PAIRS = [
     ((1e-30, 0.25, 0.75), (0.5, 0.25, 0.25)),
     ((0.5, 0.25, 0.125), (0.25, 0.25, 0.25)),
 ]
-BINARY_PAIRS = [(0.3, 0.3 + 1e-7), (0.5, 0.5 - 1e-9), (1e-30, 0.25), (0.999999, 0.1), (0.2, 1e-20), (0.7, 0.1)]
-LOGIT_SCALARS = [(0.1, 0.1 + 1e-7), (40.0, -3.0), (-50.0, 2.0), (90.0, 90.001), (0.0, 1e-6), (200.0, -200.0)]
+BINARY_PAIRS = [
+    (0.3, 0.3 + 1e-7),
+    (0.5, 0.5 - 1e-9),
+    (1e-30, 0.25),
+    (0.999999, 0.1),
+    (0.2, 1e-20),
+    (0.7, 0.1),
+]
+LOGIT_SCALARS = [
+    (0.1, 0.1 + 1e-7),
+    (40.0, -3.0),
+    (-50.0, 2.0),
+    (90.0, 90.001),
+    (0.0, 1e-6),
+    (200.0, -200.0),
+]
 
 
 def softmax(x):
@@ -111,7 +125,9 @@ def gradient(plain, flat):
     result = []
     for i, here in enumerate(flat):
         step = mpf(10) ** -25 * (abs(here) or 1)
-        sides = [[v + (sign * step if j == i else 0) for j, v in enumerate(flat)] for sign in (1, -1)]
+        sides = [
+            [v + (sign * step if j == i else 0) for j, v in enumerate(flat)] for sign in (1, -1)
+        ]
         result.append((plain(sides[0]) - plain(sides[1])) / (2 * step))
     return result
 
@@ -142,10 +158,15 @@ def test_categorical(name):
             for mine, exact in zip(got, chunks(gradient(function, flat), 3), strict=True):
                 for a, b in zip(mine[0], exact, strict=True):
                     same(a, b, largest(exact))
-            tangents = [v * 2.0 ** (i % 3) for i, v in enumerate([1.0, -0.5, 0.25, 3.0, -2.0, 1.0][: 3 * arity])]
+            tangents = [
+                v * 2.0 ** (i % 3)
+                for i, v in enumerate([1.0, -0.5, 0.25, 3.0, -2.0, 1.0][: 3 * arity])
+            ]
             if "logits" not in name:  # in proportion, so that 1e-30 is not moved past 0
                 tangents = [t * float(v) for t, v in zip(tangents, flat, strict=True)]
-            got = getattr(oracles_second, name)(*inputs, *(np.array([t]) for t in chunks(tangents, 3)))
+            got = getattr(oracles_second, name)(
+                *inputs, *(np.array([t]) for t in chunks(tangents, 3))
+            )
             for mine, exact in zip(got, chunks(second(function, flat, tangents), 3), strict=True):
                 for a, b in zip(mine[0], exact, strict=True):
                     same(a, b, largest(exact))
@@ -165,7 +186,11 @@ def test_binary(name):
             got = getattr(oracles_binary, f"{name}_grad")(*row)
             for a, b in zip(got, gradient(function, flat), strict=True):
                 same(a, b, b)
-            tangents = [1.5, -0.75][:arity] if "logits" in name else [1.5 * row[0], -0.75 * row[-1]][:arity]
+            tangents = (
+                [1.5, -0.75][:arity]
+                if "logits" in name
+                else [1.5 * row[0], -0.75 * row[-1]][:arity]
+            )
             got = getattr(oracles_second, f"binary_{name}")(*row, *tangents)
             for a, b in zip(got, second(function, flat, tangents), strict=True):
                 same(a, b, b)
@@ -189,8 +214,13 @@ def test_labels_are_one_hot_rows():
     x = np.array([LOGIT_PAIRS[2][0], LOGIT_PAIRS[3][1]])
     labels = np.array([0, 2])
     hot = np.eye(3)[labels]
-    assert (oracles.cross_entropy_with_labels(labels, x) == oracles.cross_entropy_with_logits(hot, x)).all()
-    (got,), (_, want) = oracles.cross_entropy_with_labels_grad(labels, x), oracles.cross_entropy_with_logits_grad(hot, x)
+    assert (
+        oracles.cross_entropy_with_labels(labels, x) == oracles.cross_entropy_with_logits(hot, x)
+    ).all()
+    (got,), (_, want) = (
+        oracles.cross_entropy_with_labels_grad(labels, x),
+        oracles.cross_entropy_with_logits_grad(hot, x),
+    )
     assert (got == want).all()
 
 

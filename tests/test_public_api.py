@@ -12,13 +12,31 @@ from tests.cases import MEASURES
 
 FUNCTIONS = {m.name for m in MEASURES}
 # What the extras need, and what a numerical package might pull in unnoticed.
-FORBIDDEN = ["chex", "click", "equinox", "flax", "hypothesis", "matplotlib", "mpmath", "optax", "pandas", "rich", "typer"]
+FORBIDDEN = [
+    "chex",
+    "click",
+    "equinox",
+    "flax",
+    "hypothesis",
+    "matplotlib",
+    "mpmath",
+    "optax",
+    "pandas",
+    "rich",
+    "typer",
+]
 
 
 def test_all_is_what_is_public():
-    public = {n for n, v in vars(jaxce).items() if not n.startswith("_") and not inspect.ismodule(v)}
+    public = {
+        n for n, v in vars(jaxce).items() if not n.startswith("_") and not inspect.ismodule(v)
+    }
     assert len(jaxce.__all__) == len(set(jaxce.__all__))
-    assert {n for n in jaxce.__all__ if not n.startswith("_") and not inspect.ismodule(getattr(jaxce, n))} == public
+    assert {
+        n
+        for n in jaxce.__all__
+        if not n.startswith("_") and not inspect.ismodule(getattr(jaxce, n))
+    } == public
     assert public >= FUNCTIONS
 
 
@@ -67,7 +85,9 @@ def test_signature(name):
     assert list(parameters) == expected
     after_star = SIGNATURES[name].split("*, ")[1].split(", ")
     assert [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == after_star
-    assert {n: parameters[n].default for n in after_star} == {n: -1 if n == "axis" else None for n in after_star}
+    assert {n: parameters[n].default for n in after_star} == {
+        n: -1 if n == "axis" else None for n in after_star
+    }
 
 
 def loaded_by(statement):

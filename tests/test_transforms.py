@@ -107,10 +107,14 @@ def test_hessian(measure):
             column = measure.hvp(*wide, *tangents)
             for i in places:
                 want = column[i].astype(float)
-                np.testing.assert_allclose(got[i][j][:, k], want, rtol=1e-5, atol=1e-5 * (1 + np.abs(want).max()))
+                np.testing.assert_allclose(
+                    got[i][j][:, k], want, rtol=1e-5, atol=1e-5 * (1 + np.abs(want).max())
+                )
 
 
-@pytest.mark.parametrize("name", ["kl_divergence", "kl_divergence_with_logits", "perplexity_with_logits"])
+@pytest.mark.parametrize(
+    "name", ["kl_divergence", "kl_divergence_with_logits", "perplexity_with_logits"]
+)
 def test_reverse_over_reverse(name):
     measure = cases.BY_ID[name]
     args = sample(measure)
@@ -120,7 +124,9 @@ def test_reverse_over_reverse(name):
     @jax.jit
     def along(*f):
         def slope(*inner):
-            slopes = jax.grad(lambda *g: measure.along(*g, args=args).sum(), tuple(range(len(f))))(*inner)
+            slopes = jax.grad(lambda *g: measure.along(*g, args=args).sum(), tuple(range(len(f))))(
+                *inner
+            )
             return sum((s * t).sum() for s, t in zip(slopes, tangents, strict=True))
 
         return jax.grad(slope, tuple(range(len(f))))(*f)

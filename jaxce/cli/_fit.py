@@ -1,10 +1,11 @@
 """`jaxce fit`: fit a predicted distribution to a target, and show how."""
 
+import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,11 +19,9 @@ from jaxce.cli._targets import EXAMPLES, Outcomes
 from jaxce.fitting import (
     FitHistory,
     FitResult,
-    Loss,
     decaying,
     default_optimizer,
     fit_distribution,
-    unit_name,
 )
 
 _RECORDS = 1000  # as many as a picture can show
@@ -151,9 +150,17 @@ def fit(
 
     print(f"target  {outcomes}")
     print(f"start   {begin}", flush=True)
-    base = 2 if units == "bits" else None
-    p = jnp.asarray(outcomes.p, logits.dtype)[(None,) * (logits.ndim - 1)]
-    result = _watched(p, logits, tuned, steps, loss, base)
+    job = functools.partial(
+        fit_distribution,
+        jnp.asarray(outcomes.p, logits.dtype)[(None,) * (logits.ndim - 1)],
+        init_logits=logits,
+        optimizer=tuned,
+        steps=steps,
+        loss=loss,
+        base=2 if units == "bits" else None,
+        record_every=-(-steps // _RECORDS),
+    )
+    result = _watched(job, steps, units)
     _report.show(outcomes, result)
     if result.interrupted:
         last = int(result.history.step[-1])
@@ -202,16 +209,11 @@ def _optimizer(
     return getattr(optax, name)(decaying(0.1 if learning_rate is None else learning_rate, steps))
 
 
-def _watched(
-    p: jax.Array,
-    logits: jax.Array,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-    loss: Loss,
-    base: float | None,
-) -> FitResult:
-    """Run the fit under a progress bar with the gap of the worst start; none without a terminal."""
+def _watched(fit: Callable[..., FitResult], steps: int, unit: str) -> FitResult:
+    """Run a fit under a progress bar with the gap of the worst start; no bar without a terminal."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        return fit()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -219,20 +221,11 @@ def _watched(
         TextColumn("KL {task.fields[kl]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("compiling", total=steps, kl="...")
 
         def progress(done: int, latest: FitHistory) -> None:
-            kl = f"{np.max(latest.kl_divergence):.2e} {unit_name(base)}"
+            kl = f"{np.max(latest.kl_divergence):.2e} {unit}"
             bar.update(task, description="fitting", completed=done, kl=kl)
 
-        return fit_distribution(
-            p,
-            init_logits=logits,
-            optimizer=optimizer,
-            steps=steps,
-            loss=loss,
-            base=base,
-            record_every=-(-steps // _RECORDS),
-            progress=progress,
-        )
+        return fit(progress=progress)
