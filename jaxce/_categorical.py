@@ -127,9 +127,7 @@ def entropy(
 
 
 @jit_measure("axis")
-def perplexity(
-    p: ArrayLike, *, axis: _checks.Axis = -1, where: ArrayLike | None = None
-) -> Array:
+def perplexity(p: ArrayLike, *, axis: _checks.Axis = -1, where: ArrayLike | None = None) -> Array:
     r"""Perplexity of p: the number of equally likely classes with the same entropy.
 
     $$ \operatorname{PP}(p) = e^{H(p)} $$

@@ -44,9 +44,7 @@ def floating_pair(
     )
 
 
-def broadcast(
-    name_a: str, a: tuple[int, ...], name_b: str, b: tuple[int, ...]
-) -> tuple[int, ...]:
+def broadcast(name_a: str, a: tuple[int, ...], name_b: str, b: tuple[int, ...]) -> tuple[int, ...]:
     """Return the common shape of two shapes of equal rank."""
     if len(a) != len(b):
         raise ValueError(

@@ -13,6 +13,7 @@ The two terms of a surprisal are not negative, so nothing cancels. L comes from 
 one maximum, so that it keeps its digits when one class has nearly all the probability.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxce._numerics import expm1, log1p, two_difference, where_nonzero
+from jaxce._numerics import log1p, two_difference, where_nonzero
 
 Axes = tuple[int, ...]
 
@@ -29,11 +30,12 @@ Axes = tuple[int, ...]
 _NEGLIGIBLE = 1e4
 
 
-class _Partition(NamedTuple):
+class Partition(NamedTuple):
     """One number per example each; the reduced axes are kept with length 1."""
 
     maximum: Array
     total: Array  # sum of exp(x - maximum), at least 1
+    rest: Array  # total - 1, of full precision also where it is tiny
     excess: Array  # log(total)
 
 
@@ -56,33 +58,47 @@ def _others(x: Array, maximum: Array, axes: Axes) -> Array:
     return total_over(jnp.minimum(weight, (1 - weight) * 2.0**54), axes)
 
 
-def partition(x: Array, axes: Axes) -> _Partition:
+def partition(x: Array, axes: Axes) -> Partition:
     maximum = jnp.max(x, axes, keepdims=True)
     total = total_over(jnp.exp(x - maximum), axes)
     # Where one class has most of the probability, log(total) has lost the digits of the others:
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
     confident = total < 1.5
-    again = apart(maximum, total)
     # On CPU a pass costs what it computes, so it is left out where no example needs it; elsewhere
     # the two sums are one pass, and a branch would wait for all devices.
     others = lax.platform_dependent(
         cpu=lambda: lax.cond(
-            jnp.any(confident), lambda: _others(x, again, axes), lambda: jnp.zeros_like(total)
+            jnp.any(confident), lambda: _others(x, maximum, axes), lambda: jnp.zeros_like(total)
         ),
         default=lambda: _others(x, maximum, axes),
     )
+    rest = jnp.where(confident, others, total - 1)
     excess = jnp.where(confident, log1p(jnp.where(confident, others, 0)), jnp.log(total))
-    return _Partition(again, total, excess)
+    return Partition(maximum, total, rest, excess)
 
 
-def apart(value: Array, after: Array) -> Array:
-    """Return `value`, kept apart from its earlier use.
+def softmax_less(p: Array, x: Array, s: Partition, mass: Array) -> Array:
+    """Return mass * softmax(x) - p, accurate where p holds all the mass and softmax is almost 1."""
+    weight = jnp.exp(x - s.maximum)
+    return ((mass - p) * weight + p * ((weight - 1) - s.rest)) / s.total
 
-    Two passes that broadcast the same array would share a full-size copy of it, and two sums over
-    the same input would be merged into a loop that is not vectorized: on CPU both cost more than
-    the pass itself.
+
+def own_pass(compute: Callable[[], Array], after: Array) -> Array:
+    """Return compute(), compiled as a computation of its own.
+
+    XLA:CPU vectorizes a sum together with what it sums, but not two sums over the same input, and
+    what two such sums share (a broadcast constant is enough) it writes out in full size. A branch
+    whose condition only we know to hold keeps them apart. `after` is any non-negative array that
+    the pass may wait for.
     """
-    return lax.optimization_barrier((value, after))[0]
+
+    def branch() -> Array:
+        result = jax.eval_shape(compute)
+        return lax.cond(
+            jnp.all(after != -1), compute, lambda: jnp.zeros(result.shape, result.dtype)
+        )
+
+    return lax.platform_dependent(cpu=branch, default=compute)
 
 
 def _given(*tangents: Array) -> list[bool]:
@@ -148,7 +164,8 @@ def _(axes, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _softmax_less_1(x: Array, axes: Axes) -> Array:
-    return expm1(-surprisal(x, axes))
+    one = jnp.ones((), x.dtype)
+    return softmax_less(one, x, partition(x, axes), one)
 
 
 @_softmax_less_1.defjvp
@@ -158,13 +175,20 @@ def _(axes, primals, tangents):
     return _softmax_less_1(x, axes), p * centred(x, p, dx, axes)
 
 
+def _mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
+    def compute() -> Array:
+        gap, weight = weights(x, s.maximum)
+        return total_over(weight * gap, axes)
+
+    return own_pass(compute, s.total) / s.total
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
     """Return H and its gradient p_j (mean_p(x) - x_j)."""
     s = partition(x, axes)
+    mean_gap = _mean_gap(x, s, axes)
     gap, weight = weights(x, s.maximum)
-    mean_gap = total_over(weight * gap, axes) / s.total
-    gap, weight = weights(x, apart(s.maximum, mean_gap))
     return jnp.squeeze(s.excess + mean_gap, axes), weight * ((gap - mean_gap) / s.total)
 
 
@@ -182,8 +206,7 @@ def _(axes, primals, tangents):
 def perplexity(x: Array, axes: Axes) -> Array:
     """exp(H), as total * exp(mean gap): the rounding of a large H is not blown up."""
     s = partition(x, axes)
-    gap, weight = weights(x, s.maximum)
-    mean_gap = total_over(weight * gap, axes) / s.total
+    mean_gap = _mean_gap(x, s, axes)
     return jnp.squeeze(s.total * jnp.exp(mean_gap), axes)
 
 
@@ -198,12 +221,21 @@ def _(axes, primals, tangents):
 def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Return sum(p surprisal) and its gradients over x and over p."""
     s = partition(x, axes)
-    surprisal_ = where_nonzero(p, (s.maximum - x) + s.excess)
     mass = total_over(p, axes)
-    # mass * softmax_j - p_j, exact where p_j holds all the mass
-    q = jnp.exp(x - s.maximum) / s.total
-    over_x = (mass - p) * q + p * expm1(-surprisal_)
-    return jnp.sum(where_nonzero(p, p * surprisal_), axes), over_x, surprisal_
+    largest = float(jnp.finfo(x.dtype).max)
+
+    # p * gap without 0 * inf, in arithmetic that vectorizes; what it misses is p > 0 at -inf.
+    def mean_gap() -> Array:
+        return total_over(p * jnp.minimum(s.maximum - x, largest), axes)
+
+    def impossible() -> Array:
+        infinite = jnp.minimum(s.maximum - x, largest) / largest
+        return jnp.max(jnp.minimum(jnp.abs(p) * 2.0**120, 1) * infinite, axes, keepdims=True)
+
+    value = own_pass(mean_gap, s.total) + mass * s.excess
+    value = jnp.where(own_pass(impossible, s.total) > 0.5, jnp.inf, value)
+    over_x = softmax_less(p, x, s, mass)
+    return jnp.squeeze(value, axes), over_x, where_nonzero(p, (s.maximum - x) + s.excess)
 
 
 def _add(terms: list[Array], like: Array) -> Array:
@@ -240,7 +272,7 @@ def class_surprisal(x: Array, labels: Array, axis: int) -> tuple[Array, Array]:
     picked = jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
     value = (s.maximum - picked) + s.excess + invalid
     chosen = lax.broadcasted_iota(label.dtype, x.shape, axis) == label
-    gradient = jnp.where(chosen, expm1(-value), jnp.exp(x - s.maximum) / s.total)
+    gradient = softmax_less(chosen.astype(x.dtype), x, s, jnp.ones((), x.dtype))
     return jnp.squeeze(value, axis), gradient + invalid
 
 

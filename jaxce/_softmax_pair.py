@@ -12,57 +12,106 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxce._numerics import expm1, expm1_minus, log1p, minus_log1p, two_difference
-from jaxce._softmax import Axes, apart, at_mode, centred, partition, softmax, total_over, weights
+from jaxce._softmax import (
+    Axes,
+    Partition,
+    at_mode,
+    centred,
+    own_pass,
+    partition,
+    softmax,
+    total_over,
+    weights,
+)
 
 
 class _Pair(NamedTuple):
-    """Two distributions by their logits. What is -inf has p or q = 0 and a huge e and t."""
+    """Two distributions by their logits. What is -inf has p or q = 0 and a huge t."""
 
     p: Array
     q: Array
-    e: Array  # t, up to a constant per example that makes it 0 at the most probable class under p
     t: Array  # log(q / p)
+    from_mode: Array  # t less its value at the most probable class under p
+    kl: Array  # reduced axes kept
+
+
+class _Change(NamedTuple):
+    p: Array
+    e: Array  # log(q / p), up to a constant per example, 0 at the most probable class under p
+    gap_b: Array  # b at that class less b
+    factor: Array  # makes good the rounding of gap_b in its exponential
 
 
 def _finite(x: Array, maximum: Array) -> Array:
     """Return x with a finite stand-in for -inf, far enough below to have weight 0 exactly."""
-    return jnp.maximum(x, maximum - jnp.finfo(x.dtype).max / 8)
+    return jnp.maximum(x, maximum - float(jnp.finfo(x.dtype).max) / 8)
 
 
 def _at_mode_of(a: Array, maximum: Array, b: Array, axes: Axes) -> Array:
     """Return b at the largest a (the largest such b), in arithmetic that vectorizes."""
-    elsewhere = jnp.minimum((maximum - a) * 2.0**100, 1)
-    return jnp.max(b - elsewhere * (jnp.finfo(b.dtype).max / 2), axes, keepdims=True)
+    elsewhere = jnp.minimum((maximum - a) * 2.0**100, 0.5)
+    return jnp.max(b - elsewhere * float(jnp.finfo(b.dtype).max), axes, keepdims=True)
+
+
+def _change(a: Array, b: Array, sa: Partition, sb: Partition, b_mode: Array) -> _Change:
+    """Measure a from its maximum and b from its value at that class."""
+    gap_a, error_a = two_difference(sa.maximum, _finite(a, sa.maximum))
+    gap_b, error_b = two_difference(b_mode, _finite(b, sb.maximum))
+    p = jnp.exp(-gap_a) * (1 - error_a) / sa.total
+    return _Change(p, (gap_a - gap_b) + (error_a - error_b), gap_b, 1 - error_b)
 
 
 def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
     """Compare softmax(a) with softmax(b).
 
-    t_j = e_j - c with e_j = (b_j - b_*) - (a_j - a_*), * the most probable class under p, and
-    c = log sum_j p_j exp(e_j): tiny where p and q are near, and then exact to the last digits.
-    Where they are far apart t is the difference of the two surprisals.
+    With e_j = (b_j - b_*) - (a_j - a_*), * the most probable class under p, which is exact where
+    the two are near, and d_j = e_j - mean_p(e):
+
+        KL = log(1 + K),    K = sum_j p_j (exp(d_j) - 1 - d_j),
+        t_j = e_j - c,      c = log(1 + u),    u = sum_j p_j (exp(e_j) - 1).
+
+    No term of K is negative, and a relative error in the mean hardly moves it. Where K or u is
+    large, the difference of the mean, or single, surprisals is accurate and does not overflow.
     """
     sa, sb = partition(a, axes), partition(b, axes)
-    a, b = _finite(a, sa.maximum), _finite(b, sb.maximum)
-    b_mode = _at_mode_of(a, sa.maximum, b, axes)
+    b_mode = own_pass(lambda: _at_mode_of(a, sa.maximum, _finite(b, sb.maximum), axes), sa.total)
+    change = partial(_change, a, b, sa, sb, b_mode)
 
-    def behind(reference: Array) -> tuple[Array, Array]:
-        """(reference - b) - (maximum of a - a), negated, and exp of the first."""
-        gap_a, error_a = two_difference(sa.maximum, a)
-        gap_b, error_b = two_difference(reference, b)
-        rise = jnp.exp(jnp.minimum(-gap_b, 85)) * (1 - error_b)
-        return (gap_a - gap_b) + (error_a - error_b), rise
+    def sum_of_change() -> Array:
+        p, e, *_ = change()
+        return total_over(p * e, axes)
 
-    p = weights(a, sa.maximum)[1] / sa.total
-    q = weights(b, sb.maximum)[1] / sb.total
-    # u is the sum of p (exp(e) - 1). Past e = 1, p exp(e) comes from b: it is not 0 * inf.
-    e, rise = behind(b_mode)
-    grown = jnp.maximum(rise / sa.total - p * math.e, 0)
-    u = total_over(p * expm1(jnp.minimum(e, 1)) + grown, axes)
+    mean = own_pass(sum_of_change, sa.total)
+
+    # Past an exponent of 1, p exp(d) comes from b, because p may be 0 there: what is added is the
+    # difference to the value at 1, and 0 up to 1.
+    def convex() -> Array:
+        p, e, gap_b, factor = change()
+        d = e - mean
+        rise = jnp.exp(jnp.minimum(-gap_b - mean, 85)) * factor / sa.total
+        beyond = jnp.maximum(rise - p * (jnp.maximum(d, 0) + (math.e - 1)), 0)
+        return p * expm1_minus(jnp.minimum(d, 1)) + beyond
+
+    def growth() -> Array:
+        p, e, gap_b, factor = change()
+        rise = jnp.exp(jnp.minimum(-gap_b, 85)) * factor / sa.total
+        beyond = jnp.maximum(rise - p * math.e, 0)
+        return p * expm1(jnp.minimum(e, 1)) + beyond
+
+    # So dear to compute that CPU does it sooner when the terms are written out before the sum.
+    k = total_over(own_pass(convex, sa.total), axes)
+    u = total_over(own_pass(growth, sa.total), axes)
+    excess = sb.excess - sa.excess
+    close = k < 1e4
+    far = (sb.maximum - b_mode) - mean + excess
+    kl = jnp.where(close, log1p(jnp.where(close, k, 0)), far)
+
+    p, e, *_ = change()
     close = (u > -0.5) & (u < 10)
-    reference = apart(jnp.where(close, b_mode, sb.maximum), u)
-    constant = jnp.where(close, -log1p(jnp.where(close, u, 0)), sa.excess - sb.excess)
-    return _Pair(p, q, e, behind(reference)[0] + constant)
+    apart = (sa.maximum - _finite(a, sa.maximum)) - (sb.maximum - _finite(b, sb.maximum)) - excess
+    t = jnp.where(close, e - log1p(jnp.where(close, u, 0)), apart)
+    q = weights(b, sb.maximum)[1] / sb.total
+    return _Pair(p, q, t, e, kl)
 
 
 def _centred_pair(
@@ -82,17 +131,11 @@ def _penalty(a: Array, b: Array, axes: Axes) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def kl_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """Return KL(softmax(a) || softmax(b)) and its gradients over a and over b.
-
-    KL = sum of p (exp(t) - 1 - t): no term is negative, and an error in c cancels to first order.
-    Past t = 1 it goes on as q - p (1 + t), which is above its value at 1 exactly there.
-    """
-    p, q, e, t = _pair(a, b, axes)
-    near = jnp.minimum(t, 1)
-    grown = jnp.maximum(q - p * (jnp.maximum(t, 0) + (math.e - 1)), 0)
-    kl = total_over(p * expm1_minus(near) + grown, axes)
-    over_a = p * (total_over(p * e, axes) - e)
-    over_b = p * expm1(near) + jnp.maximum(q - p * math.e, 0)
+    """Return KL(softmax(a) || softmax(b)) and its gradients p (mean_p(t) - t) and q - p."""
+    p, q, t, from_mode, kl = _pair(a, b, axes)
+    over_a = p * (own_pass(lambda: total_over(p * from_mode, axes), jnp.ones_like(kl)) - from_mode)
+    # p (exp(t) - 1), and past t = 1 what q - p is above its value at 1
+    over_b = p * expm1(jnp.minimum(t, 1)) + jnp.maximum(q - p * math.e, 0)
     return jnp.squeeze(kl + _penalty(a, b, axes), axes), over_a, over_b
 
 
@@ -132,15 +175,17 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     With r = (m - p) / p, KL(p || m) is the sum of p (r - log(1 + r)): the sum of p r is zero.
     """
-    p, q, e, t = _pair(a, b, axes)
+    p, q, t, from_mode, _ = _pair(a, b, axes)
 
     def side(p: Array, q: Array, t: Array) -> Array:
         close = p * minus_log1p(expm1(jnp.minimum(t, 1)) / 2)
         far = (q - p) / 2 - p * (_softplus(t) - math.log(2))
         return jnp.where(t < 1, close, far)
 
-    value = jnp.sum(side(p, q, t) + side(q, p, -t), axes) / 2
-    return value, _mixture_gradient(a, p, e, t, axes), _mixture_gradient(b, q, -e, -t, axes)
+    value = total_over(side(p, q, t) + side(q, p, -t), axes) / 2
+    over_a = _mixture_gradient(a, p, from_mode, t, axes)
+    over_b = _mixture_gradient(b, q, -from_mode, -t, axes)
+    return jnp.squeeze(value, axes), over_a, over_b
 
 
 @js_divergence.defjvp

@@ -19,6 +19,7 @@ This module needs optax, which `import jaxce` does not: `pip install 'jaxce[fit]
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -31,7 +32,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 import jaxce
-from jaxce import _checks, _fit_inputs, _fit_loop
+from jaxce import _checks, _fit_inputs, _fit_loop, _interrupt
 
 __all__ = ["FitHistory", "FitResult", "decaying", "default_optimizer", "fit_distribution"]
 
@@ -128,9 +129,9 @@ def fit_distribution(
     own. All of them advance together in compiled scans; a progress callback costs no recompilation.
 
     Where the target is 0 the fitted logit has no finite optimum: it falls for as long as steps are
-    left, and under plain gradient descent the gap then shrinks only as 1/steps. The default
-    optimizer is not slowed down by it. A start of `-inf` takes such a class out from the
-    beginning, so alphabets of different sizes fit into one batch.
+    left. Under plain gradient descent the gap then shrinks only as 1/steps, and L-BFGS may lose
+    its way; the default optimizer is not slowed down. A start of `-inf` takes such a class out
+    from the beginning, so alphabets of different sizes fit into one batch.
 
     The two losses have the same minimum and the same gradient up to rounding. "kl" and its gradient
     keep their digits down to 0. Choose it for optimizers that compare losses, such as
@@ -153,15 +154,16 @@ def fit_distribution(
             history without its first axis.
 
     Returns:
-        The fitted logits and the history. Ctrl-C ends the fit early: what was recorded so far comes
-        back, with `interrupted` set, unless nothing was recorded yet.
+        The fitted logits and the history. Ctrl-C ends the fit early, when the running scan is done:
+        what was recorded so far comes back, with `interrupted` set. A KeyboardInterrupt out of
+        `progress` does the same.
 
     Raises:
         TypeError: If `target` or `init_logits` is not floating, or `base` is not a number.
         ValueError: If `target` is not a distribution (negative, NaN, summing to 0 or not to 1), if
             `init_logits` is of another size, NaN, `+inf`, or `-inf` where the target has mass, or
             if `steps`, `record_every`, `loss` or `base` is not one of its values.
-        KeyboardInterrupt: If Ctrl-C comes before the first record.
+        KeyboardInterrupt: If it comes before the first record, by a second Ctrl-C.
 
     Example:
         >>> p = jnp.array([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]])  # two targets at once
@@ -192,23 +194,26 @@ def fit_distribution(
     size = _chunk_size(rows.size, record_every)
     step_of = np.cumsum(strides, dtype=np.int32)
     records: list[FitHistory] = []
-    # Rebound in one assignment: Ctrl-C never finds logits without their records.
+    # Rebound in one assignment: nothing that ends the loop finds logits without their records.
     reached = (rows, jax.vmap(optimizer.init)(rows)), 0
     try:
-        for first in range(0, len(strides), size):
-            chunk = strides[first : first + size]
-            # Filled up with strides of 0 steps: one shape for all chunks, one compilation.
-            filled = np.pad(chunk, (0, size - len(chunk)))
-            carry, measured = _fit_loop.run(
-                reached[0], fixed, filled, optimizer=optimizer, loss=loss, base=unit
-            )
-            ce, *others = (np.asarray(m)[: len(chunk)].reshape(-1, *batch) for m in measured)
-            done = step_of[first : first + len(chunk)]
-            host: list[Any] = [done, ce, np.broadcast_to(floor, ce.shape), *others]
-            records.append(FitHistory(*host))
-            reached = carry, len(records)
-            if progress is not None:
-                progress(int(done[-1]), jax.tree.map(lambda a: a[-1], records[-1]))
+        with _interrupt.deferred() as interrupted:
+            # The first scan makes no step, and shows that the compilation is over.
+            for first, last in itertools.pairwise([0, *range(1, len(strides), size), len(strides)]):
+                if interrupted() and reached[1]:
+                    break
+                # Filled up with strides of 0 steps: one shape for all scans, one compilation.
+                filled = np.pad(strides[first:last], (0, size - (last - first)))
+                carry, measured = _fit_loop.run(
+                    reached[0], fixed, filled, optimizer=optimizer, loss=loss, base=unit
+                )
+                ce, *others = (np.asarray(m)[: last - first].reshape(-1, *batch) for m in measured)
+                done = step_of[first:last]
+                host: list[Any] = [done, ce, np.broadcast_to(floor, ce.shape), *others]
+                records.append(FitHistory(*host))
+                reached = carry, len(records)
+                if progress is not None:
+                    progress(int(done[-1]), jax.tree.map(lambda a: a[-1], records[-1]))
     except KeyboardInterrupt:
         if not reached[1]:
             raise

@@ -1,6 +1,6 @@
-"""One table of the measures: what each takes, its oracles, and how closely it must agree with them.
+"""One table of the measures: what each takes, its oracles, how close it must be to them.
 
-The accuracy, edges, laws, transforms and dtypes tests all run over it: a new measure is one new row.
+The accuracy, edges, laws, transforms and dtypes tests run over it: a new measure is a new row.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,9 @@ def of_normalizer_or_largest_logit(args, exact):
 
 
 def of_each_class(args, grads):
-    """Cross-entropy by its logits, per component, with an ulp more for each nat: rounding an exponent costs that.
+    """Cross-entropy by its logits, per component, with an ulp more for each nat of surprisal.
+
+    That is what rounding an exponent costs.
 
     Where the target is one class, both halves of softmax - p never nearly cancel in exact
     arithmetic, and the gradient is judged against itself, however small it is.
@@ -64,7 +66,7 @@ def of_each_weight(args, grads):
 
 
 def of_each_outcome(args, grads):
-    """The binary cross-entropy by its logit: as of_each_class, for the class that the logit favours."""
+    """The binary cross-entropy by its logit: as of_each_class."""
     p, x = args
     with np.errstate(all="ignore"):
         surprisal = oracles_binary.softplus(-x)
@@ -84,6 +86,7 @@ class Measure:
     binary: bool = False
     reduces: bool = True
     base: bool = True
+    symmetric: bool = False
     mixes: bool = False  # every result depends on the whole row, and grad takes the cotangent too
 
     @property
@@ -92,6 +95,8 @@ class Measure:
 
     @property
     def corpus(self):
+        if self.symmetric and self.takes == "ab":
+            return "ab, symmetric"
         return f"binary {self.takes}" if self.binary else self.takes
 
     @property
@@ -152,14 +157,14 @@ MEASURES = [
     categorical("entropy", "p"),
     categorical("cross_entropy", "pq"),
     categorical("kl_divergence", "pq"),
-    categorical("js_divergence", "pq"),
+    categorical("js_divergence", "pq", symmetric=True),
     categorical("perplexity", "p", base=False),
     categorical("surprisal_with_logits", "x", grad_bound=of_each_weight, reduces=False, mixes=True),
     categorical("entropy_with_logits", "x"),
     categorical("cross_entropy_with_logits", "px", grad_bound=of_each_class),
     categorical("cross_entropy_with_logits", "yx", grad_bound=of_each_label),
     categorical("kl_divergence_with_logits", "ab"),
-    categorical("js_divergence_with_logits", "ab"),
+    categorical("js_divergence_with_logits", "ab", symmetric=True),
     categorical("perplexity_with_logits", "x", base=False),
     categorical("log_normalizer", "x", base=False, value_bound=of_normalizer_or_largest_logit),
     binary("entropy", "p"),

@@ -1,4 +1,4 @@
-"""A strict environment: nothing is promoted silently, and eight devices are pretended on the CPU."""
+"""A strict environment: no silent promotion, and a CPU that pretends to be eight devices."""
 
 import contextlib
 import os

@@ -1,6 +1,7 @@
-"""Seeded inputs chosen to hurt: one dictionary of named rows per kind of argument and number of classes.
+"""Seeded inputs chosen to hurt: named rows for each kind of argument and number of classes.
 
-Every row is float64 and is rounded to the dtype under test afterwards, so the oracles see what the library sees.
+Every row is float64 and is rounded to the dtype under test afterwards, so that the oracles see
+what the library sees.
 """
 
 import zlib
@@ -105,29 +106,19 @@ def logit_pairs(n):
         "flat": 0 * z,
         "confident": np.where(np.arange(n) == 0, 20.0, z),
     }
-    if n > HEAVY:
-        bases = {"normal": z}
     for name, base in bases.items():
-        for gap in GAPS if n < HEAVY else GAPS[1::2]:
+        for gap in GAPS:
             rows[f"{name}, {gap:g} apart"] = base, base + gap * other
-            if n < HEAVY:
-                rows[f"{name}, {gap:g} apart, shifted by 1000"] = base, base + gap * other + 1000.0
+            rows[f"{name}, {gap:g} apart, shifted by 1000"] = base, base + gap * other + 1000.0
     rows["far"] = z, other
     rows["very far"] = 100 * z, 100 * other
+    rows["equal"] = z, z
     rows["equal but shifted"] = z, z + 3.0
-    rows["one class 80 higher"] = z, z + 80 * spike
+    rows["large, 1 apart"] = 1e4 * z, 1e4 * z + other
     rows["confident, in agreement"] = (
         np.where(spike == 1, 80.3, 0.7),
         np.where(spike == 1, 75.0, 0.7 + 1e-3 * other),
     )
-    if n > 1:
-        holes = with_holes(z, rng)
-        rows["the same holes"] = holes, holes + 1e-3 * other
-        rows["confident, opposed"] = 40.0 * spike, -40.0 * spike
-    if n > HEAVY:
-        return rows
-    rows["equal"] = z, z
-    rows["large, 1 apart"] = 1e4 * z, 1e4 * z + other
     for lead in (5.0, 80.0, 1e4):
         rows[f"one class {lead:g} lower"] = z, z - lead * spike
         rows[f"one class {lead:g} higher"] = z, z + lead * spike
@@ -136,18 +127,37 @@ def logit_pairs(n):
             z + 1e-4 * other - (60 + lead) * spike,
         )
     if n > 1:
+        holes = with_holes(z, rng)
+        rows["confident, opposed"] = 40.0 * spike, -40.0 * spike
         rows["holes in the true one"] = holes, other
+        rows["the same holes"] = holes, holes + 1e-3 * other
         rows["the same holes, shifted"] = holes, holes + 1e-5 * other - 1000.0
+    light = ["normal, 0.01 apart", "normal, 1e-05 apart", "far", "one class 80 higher"]
+    return keep(
+        rows, [*light, "confident, in agreement", "confident, opposed", "the same holes"], n
+    )
+
+
+def symmetric_pairs(n):
+    """For Jensen-Shannon, which is finite whatever is missing where."""
+    rng = generator("symmetric pairs", n)
+    rows = logit_pairs(n)
+    if 1 < n < HEAVY:
+        z, other = rng.standard_normal((2, n))
+        even = np.arange(n) % 2 == 0
+        first = np.arange(n) == 0
+        rows["holes in the predicted one"] = z, np.where(even, other, -np.inf)
+        rows["only one class in the predicted one"] = 0.1 * z, np.where(first, -1.0, -np.inf)
+        rows["only one class in the true one"] = np.where(first, -1.0, -np.inf), 0.1 * z
+        rows["nothing in common"] = np.where(even, z, -np.inf), np.where(even, -np.inf, z)
+        rows["other holes"] = np.where(even, z, -np.inf), np.where(even & ~first, -np.inf, z)
     return rows
 
 
 def probability_pairs(n):
     rng = generator("probability pairs", n)
     p, other = softmax(rng.standard_normal(n)), rng.standard_normal(n)
-    rows = {
-        f"{gap:g} apart": (p, p * (1 + gap * other / 5))
-        for gap in (GAPS if n < HEAVY else GAPS[1::3])
-    }
+    rows = {f"{gap:g} apart": (p, p * (1 + gap * other / 5)) for gap in GAPS}
     rows = {name: (a, b / b.sum()) for name, (a, b) in rows.items()}
     rows["far"] = p, softmax(other)
     rows["very far"] = softmax(5 * other), p
@@ -165,7 +175,8 @@ def probability_pairs(n):
             np.where(np.arange(n) % 2, 1e-30, p),
             np.where(np.arange(n) % 3, 1e-20, p),
         )
-    return rows
+    light = ["0.01 apart", "1e-05 apart", "one-hot target", "Kraft sum below one"]
+    return keep(rows, [*light, "zeros in the true one", "the same zeros"], n)
 
 
 def targets_and_logits(n):
@@ -286,6 +297,7 @@ KINDS = {
     "px": targets_and_logits,
     "yx": labels_and_logits,
     "ab": logit_pairs,
+    "ab, symmetric": symmetric_pairs,
     "binary p": binary_probabilities,
     "binary x": binary_logits,
     "binary pq": binary_probability_pairs,

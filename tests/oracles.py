@@ -1,11 +1,12 @@
 """Exact values and gradients of every measure, in NumPy longdouble. Imports neither jax nor jaxce.
 
-Each function takes arrays whose last axis holds the classes (the binary ones are elementwise) and gives the value;
-its ``_grad`` twin gives one gradient per floating argument. Inputs are taken as they are: an oracle answers for
-the rounded numbers the library was given, not for the numbers they were rounded from.
+Each function takes arrays whose last axis holds the classes and gives the value; its ``_grad`` twin
+gives one gradient per floating argument. Inputs are taken as they are: an oracle answers for the
+rounded numbers the library was given, not for the numbers they were rounded from.
 
-Longdouble has eleven bits more than float64, which is not enough for a plain sum where the terms cancel, so such
-sums are rewritten here too. ``test_oracles.py`` holds them all against the plain formulas at 80 digits.
+Longdouble has eleven bits more than float64, which is not enough for a plain sum whose terms
+cancel, so such sums are rewritten here too. ``test_oracles.py`` holds them all against the plain
+formulas at 500 digits.
 """
 
 import math
@@ -87,7 +88,7 @@ def log_softmax(x):
     return (x - m) - np.log1p(rest)
 
 
-# --- one distribution -----------------------------------------------------------------------------------------
+# --- one distribution ---------------------------------------------------------------------------
 
 
 @quiet
@@ -164,7 +165,7 @@ def perplexity_with_logits_grad(x):
     return (perplexity_with_logits(x)[..., None] * entropy_with_logits_grad(x)[0],)
 
 
-# --- two distributions, as probabilities ----------------------------------------------------------------------
+# --- two distributions, as probabilities --------------------------------------------------------
 
 
 @quiet
@@ -186,7 +187,7 @@ def exact_difference(p, q):
 
 @quiet
 def kl_divergence(p, q):
-    # sum p log(p/q) as written, so the two sums need not agree: their difference is part of the answer.
+    # sum p log(p/q) as written: the two sums need not agree, and their difference is in the answer.
     p, q = np.broadcast_arrays(p, q)
     r = (q - p) / p
     parts = np.where(np.abs(r) < SMALL, p * minus_log1p(r), (q - p) - p * np.log(q / p))
@@ -218,7 +219,7 @@ def js_divergence_grad(p, q):
     return against_mixture(p, q), against_mixture(q, p)
 
 
-# --- two distributions, from logits ---------------------------------------------------------------------------
+# --- two distributions, from logits -------------------------------------------------------------
 
 
 @quiet
@@ -250,7 +251,7 @@ def cross_entropy_with_labels_grad(labels, x):
 def log_ratio(a, b):
     """t = log q - log p with the small differences kept, and p, q themselves.
 
-    b - a is split exactly in two (Knuth's two-sum), so a constant shift between the logits costs nothing.
+    b - a is split exactly in two (Knuth's two-sum): a constant shift of the logits costs nothing.
     """
     lp, lq = log_softmax(a), log_softmax(b)
     p, q = np.exp(lp), np.exp(lq)
@@ -273,7 +274,7 @@ def log_ratio(a, b):
 
 
 def from_mean(p, t):
-    """p (t - mean of t), with t referenced at the most probable class, where most of the mean comes from."""
+    """p (t - mean of t), t referenced at the most probable class, where most of the mean is."""
     t = t - at(t, first_max(p))
     return times(p, t - times(p, t).sum(-1, keepdims=True))
 
@@ -296,7 +297,7 @@ def softplus(t):
 
 
 def log_mixture(p, t):
-    """log(1 + exp(t)) less its value at the most probable class, whose digits would drown the rest."""
+    """log(1 + exp(t)) less its value at the most probable class, which would drown the rest."""
     star = at(t, first_max(p))
     near = np.log1p(np.exp(-softplus(-star)) * np.expm1(t - star))
     return np.where(np.abs(t - star) < 1, near, softplus(t) - softplus(star))

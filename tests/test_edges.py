@@ -1,6 +1,7 @@
 """The one documented answer at every edge, for the value and for its derivatives in both modes.
 
-Each edge runs compiled and then operation by operation under jax_debug_nans, so no NaN appears in passing either.
+Each edge runs compiled and then operation by operation under jax_debug_nans, so that no NaN
+appears in passing either.
 """
 
 import functools
@@ -120,7 +121,7 @@ def arrays(measure, args, dtype="float32"):
 
 @functools.partial(jax.jit, static_argnums=0)
 def derivatives(measure, args, tangents=None, where=None):
-    """Value, reverse-mode gradients of its sum, and forward mode along the tangents if there are any."""
+    """Value, reverse-mode gradients of its sum, and forward mode along the tangents, if any."""
     keywords = {} if where is None else {"where": where}
     function = functools.partial(measure.along, args=args, **keywords)
     floats = tuple(args[i] for i in measure.floating)
@@ -297,7 +298,7 @@ def test_nothing_left(measure, compiled):
 
 
 def test_label_of_a_masked_entry():
-    """The class does not exist, so it is infinitely surprising; what exists still has a finite gradient."""
+    """The class does not exist: infinitely surprising. What exists has a finite gradient."""
     measure = BY_ID[CE_LABELS]
     mask = jnp.array([True, True, False])
     args = [jnp.int32(2), jnp.array([1.0, 1.0, 100.0])]

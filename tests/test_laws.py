@@ -1,4 +1,4 @@
-"""Identities and inequalities that hold for every distribution, on examples that hypothesis chooses."""
+"""Identities and inequalities that hold for every distribution, on hypothesis's examples."""
 
 import jax
 import numpy as np

@@ -1,6 +1,7 @@
 """Every measure under every transformation, against its plain call and its oracle.
 
-Running operation by operation (jax.disable_jit with jax_debug_nans) is the "eager" half of test_edges.py.
+Running operation by operation (jax.disable_jit with jax_debug_nans) is the "eager" half of
+test_edges.py.
 """
 
 import functools
