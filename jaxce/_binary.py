@@ -11,8 +11,6 @@ With z = |x| and \(\sigma\) the logistic function, everything is a sum of terms 
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -79,7 +77,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _slope(p: Array, q: Array) -> Array:
-    """Derivative of the cross-entropy over q: (q - p) / (q (1 - q)), a term at a time at the edges."""
+    """Derivative of the cross-entropy over q, (q - p) / (q (1 - q)); by terms at the edges."""
     inside = (q > 0) & (q < 1)
     q_ = jnp.where(inside, q, 0.5)
     edge = where_nonzero(1 - p, (1 - p) / (1 - q)) - where_nonzero(p, p / q)
@@ -109,7 +107,7 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def _logit_difference(p: Array, q: Array) -> Array:
-    """Return logit(p) - logit(q), accurate also where the two nearly agree; 0 at p = 0 and p = 1."""
+    """Return logit(p) - logit(q), accurate also where they nearly agree; 0 at p = 0 and 1."""
     inside = (p > 0) & (p < 1)
     p_ = jnp.where(inside, p, 0.5)
     of_1, of_0 = log_ratio(p_, q, q - p_), log_ratio(1 - p_, 1 - q, p_ - q)

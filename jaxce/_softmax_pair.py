@@ -32,6 +32,7 @@ class _Pair(NamedTuple):
     q: Array
     t: Array  # log(q / p)
     from_mode: Array  # t less its value at the most probable class under p
+    close: Array  # where t is from_mode less a constant; elsewhere it was found without it
     kl: Array  # reduced axes kept
 
 
@@ -58,7 +59,9 @@ def _change(a: Array, b: Array, sa: Partition, sb: Partition, b_mode: Array) -> 
     gap_a, error_a = two_difference(sa.maximum, _finite(a, sa.maximum))
     gap_b, error_b = two_difference(b_mode, _finite(b, sb.maximum))
     p = jnp.exp(-gap_a) * (1 - error_a) / sa.total
-    return _Change(p, (gap_a - gap_b) + (error_a - error_b), gap_b, 1 - error_b)
+    # Where the exponential is neither 0 nor cut off, the error is far smaller than this bound.
+    factor = 1 - jnp.clip(error_b, -1e-3, 1e-3)
+    return _Change(p, (gap_a - gap_b) + (error_a - error_b), gap_b, factor)
 
 
 def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
@@ -111,7 +114,7 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
     apart = (sa.maximum - _finite(a, sa.maximum)) - (sb.maximum - _finite(b, sb.maximum)) - excess
     t = jnp.where(close, e - log1p(jnp.where(close, u, 0)), apart)
     q = weights(b, sb.maximum)[1] / sb.total
-    return _Pair(p, q, t, e, kl)
+    return _Pair(p, q, t, e, close, kl)
 
 
 def _centred_pair(
@@ -132,7 +135,7 @@ def _penalty(a: Array, b: Array, axes: Axes) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def kl_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Return KL(softmax(a) || softmax(b)) and its gradients p (mean_p(t) - t) and q - p."""
-    p, q, t, from_mode, kl = _pair(a, b, axes)
+    p, q, t, from_mode, _, kl = _pair(a, b, axes)
     over_a = p * (own_pass(lambda: total_over(p * from_mode, axes), jnp.ones_like(kl)) - from_mode)
     # p (exp(t) - 1), and past t = 1 what q - p is above its value at 1
     over_b = p * expm1(jnp.minimum(t, 1)) + jnp.maximum(q - p * math.e, 0)
@@ -175,7 +178,8 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     With r = (m - p) / p, KL(p || m) is the sum of p (r - log(1 + r)): the sum of p r is zero.
     """
-    p, q, t, from_mode, _ = _pair(a, b, axes)
+    p, q, t, from_mode, close, _ = _pair(a, b, axes)
+    change = jnp.where(close, from_mode, t)
 
     def side(p: Array, q: Array, t: Array) -> Array:
         close = p * minus_log1p(expm1(jnp.minimum(t, 1)) / 2)
@@ -183,8 +187,8 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
         return jnp.where(t < 1, close, far)
 
     value = total_over(side(p, q, t) + side(q, p, -t), axes) / 2
-    over_a = _mixture_gradient(a, p, from_mode, t, axes)
-    over_b = _mixture_gradient(b, q, -from_mode, -t, axes)
+    over_a = _mixture_gradient(a, p, change, t, axes)
+    over_b = _mixture_gradient(b, q, -change, -t, axes)
     return jnp.squeeze(value, axes), over_a, over_b
 
 
