@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxce import _checks, _softmax, _softmax_pair
 from jaxce._jit import jit_measure
 
-Axes = tuple[int, ...]
+Axes = tuple[int | str, ...]
 
 
 def _prepared(x: Array, mask: Array | None, axes: Axes) -> tuple[Array, Array | None]:
@@ -267,7 +267,7 @@ def _class_cross_entropy(
     if x.shape[class_axis] == 0:
         return jnp.sum(x, axes)
     x, left = _prepared(x, mask, axes)
-    return _finished(_softmax.class_surprisal(x, labels, class_axis)[0], left, unit)
+    return _finished(_softmax.class_surprisal(x, labels, (class_axis,))[0], left, unit)
 
 
 def _compared(

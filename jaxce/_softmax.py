@@ -1,9 +1,10 @@
 r"""Functions of softmax(logits), each with the rule that differentiates it exactly.
 
 Every function here takes float32 or float64 logits `x`, in which -inf is probability 0, and a tuple
-of non-negative axes. It returns its value together with the gradients that its derivative needs;
-the derivative of a gradient is written in terms of the same functions, so that forward mode,
-reverse mode and every higher order come out of one rule and keep their digits.
+of axes: non-negative positions and, inside `shard_map`, names of mesh axes that the classes are
+spread over. It returns its value together with the gradients that its derivative needs; the
+derivative of a gradient is written in terms of the same functions, so that forward mode, reverse
+mode and every higher order come out of one rule and keep their digits.
 
 Written with m = max x, the gap g_j = m - x_j >= 0 and the excess L = log Z - m >= 0:
 
@@ -24,7 +25,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxce._numerics import log1p, two_difference, where_nonzero
 
-Axes = tuple[int, ...]
+Axes = tuple[int | str, ...]
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
@@ -39,8 +40,29 @@ class Partition(NamedTuple):
     excess: Array  # log(total)
 
 
+def _positions(axes: Axes) -> tuple[int, ...]:
+    return tuple(a for a in axes if isinstance(a, int))
+
+
+def _names(axes: Axes) -> tuple[str, ...]:
+    return tuple(a for a in axes if isinstance(a, str))
+
+
 def total_over(x: Array, axes: Axes) -> Array:
-    return jnp.sum(x, axes, keepdims=True)
+    """Sum over axes, which are kept with length 1, and over named mesh axes."""
+    total = jnp.sum(x, _positions(axes), keepdims=True)
+    return lax.psum(total, _names(axes)) if _names(axes) else total
+
+
+def max_over(x: Array, axes: Axes) -> Array:
+    """Maximum over axes, which are kept with length 1, and over named mesh axes."""
+    maximum = jnp.max(x, _positions(axes), keepdims=True)
+    return lax.pmax(maximum, _names(axes)) if _names(axes) else maximum
+
+
+def without(x: Array, axes: Axes) -> Array:
+    """Drop the axes that a reduction kept."""
+    return jnp.squeeze(x, _positions(axes))
 
 
 def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
@@ -59,7 +81,7 @@ def _others(x: Array, maximum: Array, axes: Axes) -> Array:
 
 
 def partition(x: Array, axes: Axes) -> Partition:
-    maximum = jnp.max(x, axes, keepdims=True)
+    maximum = max_over(x, axes)
     total = total_over(jnp.exp(x - maximum), axes)
     # Where one class has most of the probability, log(total) has lost the digits of the others:
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
@@ -68,7 +90,7 @@ def partition(x: Array, axes: Axes) -> Partition:
     # the two sums are one pass, and a branch would wait for all devices.
     others = lax.platform_dependent(
         cpu=lambda: lax.cond(
-            jnp.any(confident), lambda: _others(x, maximum, axes), lambda: jnp.zeros_like(total)
+            jnp.any(confident), lambda: _others(x, maximum, axes), lambda: total - total
         ),
         default=lambda: _others(x, maximum, axes),
     )
@@ -83,20 +105,18 @@ def softmax_less(p: Array, x: Array, s: Partition, mass: Array) -> Array:
     return ((mass - p) * weight + p * ((weight - 1) - s.rest)) / s.total
 
 
-def own_pass(compute: Callable[[], Array], after: Array) -> Array:
+def own_pass(compute: Callable[[], Array], after: Array, like: Array | None = None) -> Array:
     """Return compute(), compiled as a computation of its own.
 
     XLA:CPU vectorizes a sum together with what it sums, but not two sums over the same input, and
     what two such sums share (a broadcast constant is enough) it writes out in full size. A branch
     whose condition only we know to hold keeps them apart. `after` is any non-negative array that
-    the pass may wait for.
+    the pass may wait for, and `like` one of the result's shape if that is another.
     """
+    like = after if like is None else like
 
     def branch() -> Array:
-        result = jax.eval_shape(compute)
-        return lax.cond(
-            jnp.all(after != -1), compute, lambda: jnp.zeros(result.shape, result.dtype)
-        )
+        return lax.cond(jnp.all(after != -1), compute, lambda: like - like)
 
     return lax.platform_dependent(cpu=branch, default=compute)
 
@@ -107,7 +127,7 @@ def _given(*tangents: Array) -> list[bool]:
 
 def at_mode(x: Array, value: Array, axes: Axes) -> Array:
     """Return the value at the largest x, the mean of them where several are tied."""
-    mode = x == jnp.max(x, axes, keepdims=True)
+    mode = x == max_over(x, axes)
     return total_over(jnp.where(mode, value, 0), axes) / total_over(mode.astype(x.dtype), axes)
 
 
@@ -137,13 +157,13 @@ def _(axes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_normalizer(x: Array, axes: Axes) -> Array:
     s = partition(x, axes)
-    return jnp.squeeze(s.maximum + s.excess, axes)
+    return without(s.maximum + s.excess, axes)
 
 
 @log_normalizer.defjvp
 def _(axes, primals, tangents):
     (x,), (dx,) = primals, tangents
-    return log_normalizer(x, axes), jnp.sum(softmax(x, axes) * dx, axes)
+    return log_normalizer(x, axes), without(total_over(softmax(x, axes) * dx, axes), axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -189,7 +209,7 @@ def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
     s = partition(x, axes)
     mean_gap = _mean_gap(x, s, axes)
     gap, weight = weights(x, s.maximum)
-    return jnp.squeeze(s.excess + mean_gap, axes), weight * ((gap - mean_gap) / s.total)
+    return without(s.excess + mean_gap, axes), weight * ((gap - mean_gap) / s.total)
 
 
 @entropy.defjvp
@@ -199,7 +219,7 @@ def _(axes, primals, tangents):
     p = softmax(x, axes)
     dx_centred = centred(x, p, dx, axes)
     dh = total_over(gradient * dx, axes)
-    return (h, gradient), (jnp.squeeze(dh, axes), gradient * dx_centred - p * (dx_centred + dh))
+    return (h, gradient), (without(dh, axes), gradient * dx_centred - p * (dx_centred + dh))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -207,14 +227,14 @@ def perplexity(x: Array, axes: Axes) -> Array:
     """exp(H), as total * exp(mean gap): the rounding of a large H is not blown up."""
     s = partition(x, axes)
     mean_gap = _mean_gap(x, s, axes)
-    return jnp.squeeze(s.total * jnp.exp(mean_gap), axes)
+    return without(s.total * jnp.exp(mean_gap), axes)
 
 
 @perplexity.defjvp
 def _(axes, primals, tangents):
     (x,), (dx,) = primals, tangents
     value = perplexity(x, axes)
-    return value, value * jnp.sum(entropy(x, axes)[1] * dx, axes)
+    return value, value * without(total_over(entropy(x, axes)[1] * dx, axes), axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -230,12 +250,12 @@ def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     def impossible() -> Array:
         infinite = jnp.minimum(s.maximum - x, largest) / largest
-        return jnp.max(jnp.minimum(jnp.abs(p) * 2.0**120, 1) * infinite, axes, keepdims=True)
+        return max_over(jnp.minimum(jnp.abs(p) * 2.0**120, 1) * infinite, axes)
 
     value = own_pass(mean_gap, s.total) + mass * s.excess
     value = jnp.where(own_pass(impossible, s.total) > 0.5, jnp.inf, value)
     over_x = softmax_less(p, x, s, mass)
-    return jnp.squeeze(value, axes), over_x, where_nonzero(p, (s.maximum - x) + s.excess)
+    return without(value, axes), over_x, where_nonzero(p, (s.maximum - x) + s.excess)
 
 
 def _add(terms: list[Array], like: Array) -> Array:
@@ -250,36 +270,48 @@ def _(axes, primals, tangents):
     p_moves, x_moves = _given(dp, dx)
     d_value, d_over_x, d_over_p = [], [], []
     if p_moves:
-        d_value.append(jnp.sum(over_p * dp, axes))
+        d_value.append(without(total_over(over_p * dp, axes), axes))
         d_over_x.append((total_over(dp, axes) - dp) * q + dp * _softmax_less_1(x, axes))
     if x_moves:
         dx_centred = centred(x, q, dx, axes)
-        d_value.append(jnp.sum(over_x * dx, axes))
+        d_value.append(without(total_over(over_x * dx, axes), axes))
         d_over_x.append(total_over(p, axes) * q * dx_centred)
         d_over_p.append(where_nonzero(p, -dx_centred))
     return primals_out, (_add(d_value, value), _add(d_over_x, x), _add(d_over_p, p))
 
 
+def _is_spread(x: Array, axis: int) -> bool:
+    """Whether the type of x says that this axis is spread over a mesh."""
+    spec = jax.typeof(x).sharding.spec
+    return axis < len(spec) and spec[axis] is not None
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def class_surprisal(x: Array, labels: Array, axis: int) -> tuple[Array, Array]:
+def class_surprisal(x: Array, labels: Array, axes: Axes) -> tuple[Array, Array]:
     """Return the surprisal of one class per example and its gradient; NaN for a bad label."""
-    s = partition(x, (axis,))
+    s = partition(x, axes)
+    (axis,), names = _positions(axes), _names(axes)
     label = jnp.expand_dims(labels, axis)
-    exists = (label >= 0) & (label < x.shape[axis])
-    label = jnp.where(exists, label, 0)
+    size = x.shape[axis]
+    exists = (label >= 0) & (label < size * (lax.axis_size(names) if names else 1))
     missing = jnp.where(exists, 0.0, jnp.inf)
     invalid = missing - missing  # NaN for a bad label: made there and nowhere else
-    picked = jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
-    value = (s.maximum - picked) + s.excess + invalid
+    if names:
+        label = label - (lax.axis_index(names) * size).astype(label.dtype)
     chosen = lax.broadcasted_iota(label.dtype, x.shape, axis) == label
+    if names or _is_spread(x, axis):  # an index into what is spread would gather it
+        gap = total_over(jnp.where(chosen, s.maximum - x, 0), axes)
+    else:
+        label = jnp.where(exists, label, 0)
+        gap = s.maximum - jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
     gradient = softmax_less(chosen.astype(x.dtype), x, s, jnp.ones((), x.dtype))
-    return jnp.squeeze(value, axis), gradient + invalid
+    return without(gap + s.excess + invalid, axes), gradient + invalid
 
 
 @class_surprisal.defjvp
-def _(axis, primals, tangents):
+def _(axes, primals, tangents):
     (x, labels), (dx, _) = primals, tangents
-    value, gradient = class_surprisal(x, labels, axis)
-    p = softmax(x, (axis,))
-    d_gradient = p * centred(x, p, dx, (axis,))
-    return (value, gradient), (jnp.sum(gradient * dx, axis), d_gradient)
+    value, gradient = class_surprisal(x, labels, axes)
+    p = softmax(x, axes)
+    d_gradient = p * centred(x, p, dx, axes)
+    return (value, gradient), (without(total_over(gradient * dx, axes), axes), d_gradient)

@@ -17,11 +17,13 @@ from jaxce._softmax import (
     Partition,
     at_mode,
     centred,
+    max_over,
     own_pass,
     partition,
     softmax,
     total_over,
     weights,
+    without,
 )
 
 
@@ -51,7 +53,7 @@ def _finite(x: Array, maximum: Array) -> Array:
 def _at_mode_of(a: Array, maximum: Array, b: Array, axes: Axes) -> Array:
     """Return b at the largest a (the largest such b), in arithmetic that vectorizes."""
     elsewhere = jnp.minimum((maximum - a) * 2.0**100, 0.5)
-    return jnp.max(b - elsewhere * float(jnp.finfo(b.dtype).max), axes, keepdims=True)
+    return max_over(b - elsewhere * float(jnp.finfo(b.dtype).max), axes)
 
 
 def _change(a: Array, b: Array, sa: Partition, sb: Partition, b_mode: Array) -> _Change:
@@ -102,8 +104,8 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
         return p * expm1(jnp.minimum(e, 1)) + beyond
 
     # So dear to compute that CPU does it sooner when the terms are written out before the sum.
-    k = total_over(own_pass(convex, sa.total), axes)
-    u = total_over(own_pass(growth, sa.total), axes)
+    k = total_over(own_pass(convex, sa.total, like=a), axes)
+    u = total_over(own_pass(growth, sa.total, like=a), axes)
     excess = sb.excess - sa.excess
     close = k < 1e4
     far = (sb.maximum - b_mode) - mean + excess
@@ -128,7 +130,7 @@ def _penalty(a: Array, b: Array, axes: Axes) -> Array:
     """Return +inf if some class has p > 0 and q = 0, else 0."""
     far = jnp.finfo(a.dtype).min / 8
     change = jnp.maximum(b, far) - jnp.maximum(a, 2 * far)
-    impossible = jnp.min(change, axes, keepdims=True) < far / 2
+    impossible = -max_over(-change, axes) < far / 2
     return jnp.where(impossible, jnp.inf, 0)
 
 
@@ -139,7 +141,7 @@ def kl_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
     over_a = p * (own_pass(lambda: total_over(p * from_mode, axes), jnp.ones_like(kl)) - from_mode)
     # p (exp(t) - 1), and past t = 1 what q - p is above its value at 1
     over_b = p * expm1(jnp.minimum(t, 1)) + jnp.maximum(q - p * math.e, 0)
-    return jnp.squeeze(kl + _penalty(a, b, axes), axes), over_a, over_b
+    return without(kl + _penalty(a, b, axes), axes), over_a, over_b
 
 
 @kl_divergence.defjvp
@@ -151,7 +153,7 @@ def _(axes, primals, tangents):
     d_kl = from_a + total_over(over_b * db, axes)
     d_over_a = over_a * da_centred - p * (from_a + centred(a, p, db - da, axes))
     d_over_b = q * db_centred - p * da_centred
-    return primals_out, (jnp.squeeze(d_kl, axes), d_over_a, d_over_b)
+    return primals_out, (without(d_kl, axes), d_over_a, d_over_b)
 
 
 def _softplus(t: Array) -> Array:
@@ -189,7 +191,7 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
     value = total_over(side(p, q, t) + side(q, p, -t), axes) / 2
     over_a = _mixture_gradient(a, p, change, t, axes)
     over_b = _mixture_gradient(b, q, -change, -t, axes)
-    return jnp.squeeze(value, axes), over_a, over_b
+    return without(value, axes), over_a, over_b
 
 
 @js_divergence.defjvp
@@ -207,4 +209,4 @@ def _(axes, primals, tangents):
     moved_b = centred(b, q, share(q, p) * dt, axes)
     d_over_a = over_a * da_centred - p * (js_a + moved_a / 2)
     d_over_b = over_b * db_centred - q * (js_b - moved_b / 2)
-    return primals_out, (jnp.squeeze(js_a + js_b, axes), d_over_a, d_over_b)
+    return primals_out, (without(js_a + js_b, axes), d_over_a, d_over_b)

@@ -90,9 +90,10 @@ def log_normalizer(x, v):
 
 
 @quiet
-def surprisal_with_logits(x, v):
-    """Of the plain sum of the surprisals."""
-    return (x.shape[-1] * from_mean(np.exp(log_softmax(x)), v),)
+def surprisal_with_logits(x, v, *weights):
+    """Of the sum of the surprisals, with weights or plain."""
+    weight = row_sum(weights[0] if weights else np.ones_like(x))
+    return (weight * from_mean(np.exp(log_softmax(x)), v),)
 
 
 @quiet

@@ -1,8 +1,6 @@
 """Fits: they reach the target to the last digits, on all optimizers, and survive interruption."""
 
-import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-import jaxce
 from jaxce import _fit_loop
 from jaxce.fitting import FitResult, decaying, default_optimizer, fit_distribution, unit_name
 
@@ -267,92 +264,6 @@ def test_ten_thousand_steps_take_about_a_second():
     assert result.history.step.shape == (10_001,)
 
 
-def test_interruption_keeps_what_was_recorded():
-    def interrupt(step, latest):
-        if step > 200:
-            raise KeyboardInterrupt
-
-    result = fit_distribution(f32(WEATHER), optimizer=SGD, steps=100_000, progress=interrupt)
-    assert result.interrupted
-    history = result.history
-    assert 200 < len(history.step) < 1000
-    assert history.step[-1] == len(history.step) - 1
-    # The logits are those of the last record.
-    np.testing.assert_allclose(
-        jaxce.cross_entropy_with_logits(result.target, result.logits),
-        history.cross_entropy[-1],
-        rtol=1e-6,
-    )
-    whole = fit_distribution(f32(WEATHER), optimizer=SGD, steps=len(history.step) - 1)
-    np.testing.assert_allclose(history.kl_divergence, whole.history.kl_divergence, atol=1e-9)
-    assert not whole.interrupted
-
-
-def test_interruption_between_chunks_keeps_logits_and_records_together(monkeypatch):
-    run, calls = _fit_loop.run, []
-
-    def third_time_interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return run(*args, **kwargs)
-
-    monkeypatch.setattr(_fit_loop, "run", third_time_interrupted)
-    result = fit_distribution(f32(WEATHER), optimizer=SGD, steps=1000)
-    assert result.interrupted
-    assert result.history.step[-1] == 128
-    np.testing.assert_allclose(
-        jaxce.kl_divergence_with_logits(jnp.log(result.target), result.logits),
-        result.history.kl_divergence[-1],
-        rtol=1e-5,
-    )
-
-
-def test_ctrl_c_ends_the_fit_after_the_running_scan(monkeypatch):
-    """A real signal in the middle of the third scan, which is finished and kept."""
-    run, calls = _fit_loop.run, []
-
-    def interrupted_in_the_third(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return run(*args, **kwargs)
-
-    monkeypatch.setattr(_fit_loop, "run", interrupted_in_the_third)
-    result = fit_distribution(f32(WEATHER), optimizer=SGD, steps=1000)
-    assert result.interrupted
-    assert len(calls) == 3
-    assert result.history.step[-1] == 2 * 128
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_second_ctrl_c_does_not_wait(monkeypatch):
-    def interrupted_twice(*args, **kwargs):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        raise AssertionError("the second one waited")
-
-    monkeypatch.setattr(_fit_loop, "run", interrupted_twice)
-    with pytest.raises(KeyboardInterrupt):
-        fit_distribution(f32(WEATHER), optimizer=SGD)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_fits_in_other_threads_leave_signals_alone():
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(fit_distribution, f32(WEATHER), optimizer=SGD, steps=2)
-        assert not future.result().interrupted
-
-
-def test_interruption_before_the_first_record_is_passed_on(monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(_fit_loop, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit_distribution(f32(WEATHER), optimizer=SGD)
-
-
 def test_result_is_a_pytree():
     result = fit_distribution(f32(WEATHER), optimizer=SGD, steps=2, base=2)
     doubled = jax.tree.map(lambda a: 2 * a, result)
@@ -367,34 +278,3 @@ def test_decaying_learning_rate():
     for step, share in ((0, 1.0), (5, 0.25), (10, 0.0)):
         np.testing.assert_allclose(schedule(step), 0.4 * share, atol=1e-7)
     assert decaying(0.4, 0)(0) == np.float32(0.4)
-
-
-BAD = [
-    ({"target": [0.5, -0.1, 0.6]}, ValueError, r"target: .* got -0\.1 at target\[1\]"),
-    ({"target": [0.5, np.nan]}, ValueError, r"target: .* got nan at target\[1\]"),
-    ({"target": [np.inf, 0.0]}, ValueError, r"target: .* got inf"),
-    ({"target": [0.0, 0.0]}, ValueError, "target: .* a sum of 0"),
-    ({"target": [[0.5, 0.5], [3.0, 1.0]]}, ValueError, r"a sum of 4 at target\[1\]\. Divide"),
-    ({"target": [1, 0]}, TypeError, "target: expected a floating dtype, got int"),
-    ({"target": 1.0}, ValueError, r"target: expected shape \[\.\.\., classes\], got \(\)"),
-    ({"target": np.ones((2, 0))}, ValueError, r"target: expected shape"),
-    ({"init_logits": [0.0]}, ValueError, "init_logits: expected 2 classes as in target, got 1"),
-    ({"init_logits": [[0.0, 0.0]]}, ValueError, "target and init_logits: .* same number of dim"),
-    ({"init_logits": [0, 0]}, TypeError, "init_logits: expected a floating dtype"),
-    ({"init_logits": [np.nan, 0.0]}, ValueError, r"init_logits: .* got nan at init_logits\[0\]"),
-    ({"init_logits": [np.inf, 0.0]}, ValueError, "init_logits: .* got inf"),
-    ({"init_logits": [0.0, -np.inf]}, ValueError, "finite logits where target has mass, got -inf"),
-    ({"steps": -1}, ValueError, "steps: expected an integer from 0"),
-    ({"steps": 1.5}, TypeError, "steps: expected an integer, got 1.5"),
-    ({"record_every": 0}, ValueError, "record_every: expected an integer from 1"),
-    ({"loss": "mse"}, ValueError, "loss: expected .*, got 'mse'"),
-    ({"base": 1}, ValueError, "base: expected"),
-    ({"optimizer": optax.adam}, TypeError, "optimizer: expected an optax optimizer such as"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-def test_bad_arguments(arguments, error, message):
-    arguments = {"target": [0.5, 0.5], "optimizer": SGD, "steps": 1} | arguments
-    with pytest.raises(error, match=message):
-        fit_distribution(arguments.pop("target"), **arguments)

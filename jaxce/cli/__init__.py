@@ -5,6 +5,7 @@ one line on stderr and exit code 2, and Ctrl-C is exit code 130.
 """
 
 import contextlib
+import io
 import sys
 from collections.abc import Generator
 from typing import Annotated, Any
@@ -82,4 +83,7 @@ def _jaxce(
 
 def main() -> None:
     """Run the command line; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names from files may not fit the terminal
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="jaxce")
