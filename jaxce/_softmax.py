@@ -249,11 +249,11 @@ def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
         return total_over(p * jnp.minimum(s.maximum - x, largest), axes)
 
     def impossible() -> Array:
-        infinite = jnp.minimum(s.maximum - x, largest) / largest
-        return max_over(jnp.minimum(jnp.abs(p) * 2.0**120, 1) * infinite, axes)
+        gap = jnp.minimum(s.maximum - x, largest) * 2.0**-64
+        return max_over(jnp.minimum(jnp.abs(p) * 2.0**120, 1) * gap, axes)
 
     value = own_pass(mean_gap, s.total) + mass * s.excess
-    value = jnp.where(own_pass(impossible, s.total) > 0.5, jnp.inf, value)
+    value = jnp.where(own_pass(impossible, s.total) > largest * 2.0**-65, jnp.inf, value)
     over_x = softmax_less(p, x, s, mass)
     return without(value, axes), over_x, where_nonzero(p, (s.maximum - x) + s.excess)
 

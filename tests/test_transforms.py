@@ -5,6 +5,7 @@ test_edges.py.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from tests.cases import MEASURES
 
 ROWS, CLASSES = 8, 4
 EVERY = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.id)
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+SENT = r"= \S+ (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
 
 
 def sample(measure):
@@ -163,7 +164,9 @@ def test_sharded_batch(measure, mesh):
     pulled = [*wide, np.ones(wide[0].shape)] if measure.mixes else wide
     for way, function in ways.items():
         compiled = function.lower(*spread).compile()
-        assert not [c for c in COLLECTIVES if c in compiled.as_text()], way
+        lines = [line for line in compiled.as_text().splitlines() if re.search(SENT, line)]
+        # On CPU alone one boolean is agreed on: whether any row needs the careful sum.
+        assert all("= pred[] all-reduce(" in line for line in lines), (way, lines)
         value, slopes = compiled(*spread)
         for got in (value, *slopes):
             assert got.sharding.shard_shape(got.shape)[0] == 1, way
