@@ -16,9 +16,9 @@ try:
 
     from jaxce.cli._files import InputError
     from jaxce.cli._fit import fit
-except ModuleNotFoundError as missing:
+except ModuleNotFoundError as _missing:
     raise SystemExit(
-        f"jaxce: error: the command line needs {missing.name}: pip install 'jaxce[cli]'"
+        f"jaxce: error: the command line needs {_missing.name}: pip install 'jaxce[cli]'"
     ) from None
 
 import jaxce
@@ -53,7 +53,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     cls=_Commands,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
