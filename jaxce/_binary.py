@@ -124,15 +124,15 @@ def _(primals, tangents):
 
 
 @jax.custom_jvp
-def _softplus(x: Array) -> Array:
+def softplus(x: Array) -> Array:
     """log(1 + exp(x)): the surprisal of outcome 0 at logit x."""
     return jnp.maximum(x, 0) + log1p(jnp.exp(-jnp.abs(x)))
 
 
-@_softplus.defjvp
+@softplus.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _softplus(x), _sigmoid(x) * dx
+    return softplus(x), _sigmoid(x) * dx
 
 
 @jax.custom_jvp
@@ -160,16 +160,16 @@ def _(primals, tangents):
 
 
 @jax.custom_jvp
-def _cross_entropy_logits(p: Array, x: Array) -> Array:
-    return _times(p, _softplus(-x)) + _times(1 - p, _softplus(x))
+def cross_entropy_of_logit(p: Array, x: Array) -> Array:
+    return _times(p, softplus(-x)) + _times(1 - p, softplus(x))
 
 
-@_cross_entropy_logits.defjvp
+@cross_entropy_of_logit.defjvp
 def _(primals, tangents):
     (p, x), (dp, dx) = primals, tangents
     # sigmoid(x) - p without cancellation at p = 0 and p = 1
     over_x = (1 - p) * _sigmoid(x) - p * _sigmoid(-x)
-    return _cross_entropy_logits(p, x), over_x * dx - _finite(x) * dp
+    return cross_entropy_of_logit(p, x), over_x * dx - _finite(x) * dp
 
 
 @jax.custom_jvp
@@ -200,7 +200,7 @@ def _kl_logits(a: Array, b: Array) -> Array:
     e = jnp.minimum(z - y, jnp.finfo(a.dtype).max)
     unlikely = _sigmoid(-z)
     u = unlikely * jnp.expm1(jnp.minimum(e, 1))
-    c = jnp.where(e < 1, log1p(u), _softplus(-y) - _softplus(-z))
+    c = jnp.where(e < 1, log1p(u), softplus(-y) - softplus(-z))
     t_likely, t_unlikely = -c, e - c
     near = t_unlikely < 1
     s = jnp.where(near, t_unlikely, 0)
@@ -209,7 +209,7 @@ def _kl_logits(a: Array, b: Array) -> Array:
         near, unlikely * expm1_minus(s), rise - _times(unlikely, jnp.where(near, 0, t_unlikely))
     )
     value = _sigmoid(z) * expm1_minus(t_likely) + other
-    return jnp.where(certain, _softplus(jnp.where(a < 0, b, -b)), value)
+    return jnp.where(certain, softplus(jnp.where(a < 0, b, -b)), value)
 
 
 @_kl_logits.defjvp
@@ -362,7 +362,7 @@ def binary_cross_entropy_with_logits(
     Source: Cover & Thomas, "Elements of Information Theory" (2006), section 5.4.
     """
     unit = _checks.nats_per_unit(base)
-    return _cross_entropy_logits(*_checks.floating_pair("p", p, "q_logits", q_logits)) / unit
+    return cross_entropy_of_logit(*_checks.floating_pair("p", p, "q_logits", q_logits)) / unit
 
 
 @jit_measure("base")

@@ -18,22 +18,22 @@ from jax.typing import ArrayLike
 
 from jaxce import _checks, _softmax, _softmax_pair
 from jaxce._jit import jit_measure
+from jaxce._numerics import where_nonzero
+from jaxce._softmax import Axes
 
-Axes = tuple[int | str, ...]
 
-
-def _prepared(x: Array, mask: Array | None, axes: Axes) -> tuple[Array, Array | None]:
+def prepared(x: Array, mask: Array | None, axes: Axes) -> tuple[Array, Array | None]:
     """Return logits with -inf for what does not exist, and which examples have anything left.
 
     An example with nothing left gets logits 0, so that no NaN arises; its result is replaced.
     """
     if mask is None:
         return x, None
-    left = jnp.any(mask, axes, keepdims=True)
-    return jnp.where(mask, x, jnp.where(left, -jnp.inf, 0)), jnp.squeeze(left, axes)
+    left = _softmax.any_over(mask, axes)
+    return jnp.where(mask, x, jnp.where(left, -jnp.inf, 0)), _softmax.without(left, axes)
 
 
-def _finished(value: Array, left: Array | None, unit: float, nothing: float = 0) -> Array:
+def finished(value: Array, left: Array | None, unit: float, nothing: float = 0) -> Array:
     """Return `value` in the unit asked for, `nothing` where nothing was left."""
     value = value / unit
     return value if left is None else jnp.where(left, value, nothing)
@@ -53,8 +53,8 @@ def _reduced(
     mask = _checks.mask(where, x.shape, name)
     if 0 in [x.shape[a] for a in axes]:
         return jnp.full_like(jnp.sum(x, axes), nothing)
-    x, left = _prepared(x, mask, axes)
-    return _finished(core(x, axes), left, unit, nothing)
+    x, left = prepared(x, mask, axes)
+    return finished(core(x, axes), left, unit, nothing)
 
 
 @jit_measure("axis")
@@ -127,7 +127,7 @@ def surprisal_with_logits(
     mask = _checks.mask(where, x.shape, "logits")
     if x.size == 0:
         return x
-    x, _ = _prepared(x, mask, axes)
+    x, _ = prepared(x, mask, axes)
     value = _softmax.surprisal(x, axes) / unit
     return value if mask is None else jnp.where(mask, value, 0)
 
@@ -245,16 +245,15 @@ def cross_entropy_with_logits(
     unit = _checks.nats_per_unit(base)
     p = jnp.asarray(p)
     if jnp.issubdtype(p.dtype, jnp.integer):
-        p = p.astype(jnp.int32) if p.dtype.itemsize < 4 else p  # wide enough for any class
-        return _class_cross_entropy(p, q_logits, axis, where, unit)
+        return _class_cross_entropy(_checks.integers("p", p), q_logits, axis, where, unit)
     p, x = _checks.floating_pair("p", p, "q_logits", q_logits)
     axes = _checks.axes(axis, x.ndim, "q_logits")
     mask = _checks.mask(where, x.shape, "q_logits")
     if 0 in [x.shape[a] for a in axes]:
         return jnp.sum(x, axes)
-    x, left = _prepared(x, mask, axes)
-    p = p if mask is None else jnp.where(mask, p, 0)
-    return _finished(_softmax.cross_entropy(p, x, axes)[0], left, unit)
+    x, left = prepared(x, mask, axes)
+    p = where_nonzero(p, p if mask is None else jnp.where(mask, p, 0))
+    return finished(_softmax.cross_entropy(p, x, axes)[0], left, unit)
 
 
 def _class_cross_entropy(
@@ -266,8 +265,8 @@ def _class_cross_entropy(
     mask = _checks.mask(where, x.shape, "q_logits")
     if x.shape[class_axis] == 0:
         return jnp.sum(x, axes)
-    x, left = _prepared(x, mask, axes)
-    return _finished(_softmax.class_surprisal(x, labels, (class_axis,))[0], left, unit)
+    x, left = prepared(x, mask, axes)
+    return finished(_softmax.class_surprisal(x, labels, None, (class_axis,))[0], left, unit)
 
 
 def _compared(
@@ -284,9 +283,9 @@ def _compared(
     mask = _checks.mask(where, a.shape, "p_logits")
     if 0 in [a.shape[i] for i in axes]:
         return jnp.sum(a, axes)
-    a, left = _prepared(a, mask, axes)
-    b, _ = _prepared(b, mask, axes)
-    return _finished(core(a, b, axes)[0], left, unit)
+    a, left = prepared(a, mask, axes)
+    b, _ = prepared(b, mask, axes)
+    return finished(core(a, b, axes)[0], left, unit)
 
 
 @jit_measure("axis", "base")

@@ -31,6 +31,14 @@ def floating(name: str, x: ArrayLike) -> jax.Array:
     return jax.lax.convert_element_type(x, _float_dtype(name, x.dtype))
 
 
+def integers(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as an integer array wide enough for any class index."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected an integer dtype, class indices, got {x.dtype}.")
+    return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
 def floating_pair(
     name_a: str, a: ArrayLike, name_b: str, b: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:

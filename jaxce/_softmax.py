@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxce._numerics import log1p, two_difference, where_nonzero
+from jaxce._numerics import log1p, two_difference
 
 Axes = tuple[int | str, ...]
 
@@ -58,6 +58,12 @@ def max_over(x: Array, axes: Axes) -> Array:
     """Maximum over axes, which are kept with length 1, and over named mesh axes."""
     maximum = jnp.max(x, _positions(axes), keepdims=True)
     return lax.pmax(maximum, _names(axes)) if _names(axes) else maximum
+
+
+def any_over(mask: Array, axes: Axes) -> Array:
+    """Whether anything is True over axes, which are kept with length 1, and named mesh axes."""
+    found = jnp.any(mask, _positions(axes), keepdims=True)
+    return lax.pmax(found.astype(jnp.int32), _names(axes)) > 0 if _names(axes) else found
 
 
 def without(x: Array, axes: Axes) -> Array:
@@ -179,20 +185,20 @@ def _(axes, primals, tangents):
     moved = softmax(x, axes) * dx
     # sum(p dx) - dx_j, with (p_j - 1) dx_j taken on its own and no cancellation elsewhere:
     # its transpose is p_k (sum_j ct_j - ct_k) + (p_k - 1) ct_k.
-    return surprisal(x, axes), (total_over(moved, axes) - moved) + _softmax_less_1(x, axes) * dx
+    return surprisal(x, axes), (total_over(moved, axes) - moved) + softmax_less_1(x, axes) * dx
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _softmax_less_1(x: Array, axes: Axes) -> Array:
+def softmax_less_1(x: Array, axes: Axes) -> Array:
     one = jnp.ones((), x.dtype)
     return softmax_less(one, x, partition(x, axes), one)
 
 
-@_softmax_less_1.defjvp
+@softmax_less_1.defjvp
 def _(axes, primals, tangents):
     (x,), (dx,) = primals, tangents
     p = softmax(x, axes)
-    return _softmax_less_1(x, axes), p * centred(x, p, dx, axes)
+    return softmax_less_1(x, axes), p * centred(x, p, dx, axes)
 
 
 def _mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
@@ -255,7 +261,8 @@ def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     value = own_pass(mean_gap, s.total) + mass * s.excess
     value = jnp.where(own_pass(impossible, s.total) > largest * 2.0**-65, jnp.inf, value)
     over_x = softmax_less(p, x, s, mass)
-    return without(value, axes), over_x, where_nonzero(p, (s.maximum - x) + s.excess)
+    over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, (s.maximum - x) + s.excess)
+    return without(value, axes), over_x, over_p
 
 
 def _add(terms: list[Array], like: Array) -> Array:
@@ -271,12 +278,12 @@ def _(axes, primals, tangents):
     d_value, d_over_x, d_over_p = [], [], []
     if p_moves:
         d_value.append(without(total_over(over_p * dp, axes), axes))
-        d_over_x.append((total_over(dp, axes) - dp) * q + dp * _softmax_less_1(x, axes))
+        d_over_x.append((total_over(dp, axes) - dp) * q + dp * softmax_less_1(x, axes))
     if x_moves:
         dx_centred = centred(x, q, dx, axes)
         d_value.append(without(total_over(over_x * dx, axes), axes))
         d_over_x.append(total_over(p, axes) * q * dx_centred)
-        d_over_p.append(where_nonzero(p, -dx_centred))
+        d_over_p.append(jnp.where((p == 0) & (x == -jnp.inf), 0, -dx_centred))
     return primals_out, (_add(d_value, value), _add(d_over_x, x), _add(d_over_p, p))
 
 
@@ -286,9 +293,12 @@ def _is_spread(x: Array, axis: int) -> bool:
     return axis < len(spec) and spec[axis] is not None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def class_surprisal(x: Array, labels: Array, axes: Axes) -> tuple[Array, Array]:
-    """Return the surprisal of one class per example and its gradient; NaN for a bad label."""
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> tuple[Array, Array]:
+    """Return the surprisal of one class per example and its gradient; NaN for a bad label.
+
+    Where `keep` is False both are 0, whatever the logits and the label are.
+    """
     s = partition(x, axes)
     (axis,), names = _positions(axes), _names(axes)
     label = jnp.expand_dims(labels, axis)
@@ -304,14 +314,19 @@ def class_surprisal(x: Array, labels: Array, axes: Axes) -> tuple[Array, Array]:
     else:
         label = jnp.where(exists, label, 0)
         gap = s.maximum - jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
-    gradient = softmax_less(chosen.astype(x.dtype), x, s, jnp.ones((), x.dtype))
-    return without(gap + s.excess + invalid, axes), gradient + invalid
+    value = without(gap + s.excess + invalid, axes)
+    gradient = softmax_less(chosen.astype(x.dtype), x, s, jnp.ones((), x.dtype)) + invalid
+    if keep is None:
+        return value, gradient
+    return jnp.where(keep, value, 0), jnp.where(jnp.expand_dims(keep, axis), gradient, 0)
 
 
 @class_surprisal.defjvp
 def _(axes, primals, tangents):
-    (x, labels), (dx, _) = primals, tangents
-    value, gradient = class_surprisal(x, labels, axes)
+    (x, labels, keep), (dx, _, _) = primals, tangents
+    value, gradient = class_surprisal(x, labels, keep, axes)
     p = softmax(x, axes)
     d_gradient = p * centred(x, p, dx, axes)
+    if keep is not None:
+        d_gradient = jnp.where(jnp.expand_dims(keep, _positions(axes)), d_gradient, 0)
     return (value, gradient), (without(total_over(gradient * dx, axes), axes), d_gradient)
