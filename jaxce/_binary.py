@@ -144,7 +144,19 @@ def _sigmoid(x: Array) -> Array:
 @_sigmoid.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _sigmoid(x), _sigmoid(x) * _sigmoid(-x) * dx
+    return _sigmoid(x), _variance(x) * dx
+
+
+@jax.custom_jvp
+def _variance(x: Array) -> Array:
+    """sigmoid(x) sigmoid(-x): the derivative of the logistic function."""
+    return _sigmoid(x) * _sigmoid(-x)
+
+
+@_variance.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return _variance(x), -_variance(x) * jnp.tanh(x / 2) * dx
 
 
 @jax.custom_jvp
@@ -156,7 +168,7 @@ def _entropy_logits(x: Array) -> Array:
 @_entropy_logits.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _entropy_logits(x), -_times(_sigmoid(x) * _sigmoid(-x), x) * dx
+    return _entropy_logits(x), -_times(_variance(x), x) * dx
 
 
 @jax.custom_jvp
@@ -184,7 +196,7 @@ def _sigmoid_difference(a: Array, b: Array) -> Array:
 @_sigmoid_difference.defjvp
 def _(primals, tangents):
     (a, b), (da, db) = primals, tangents
-    over_a, over_b = _sigmoid(a) * _sigmoid(-a), _sigmoid(b) * _sigmoid(-b)
+    over_a, over_b = _variance(a), _variance(b)
     return _sigmoid_difference(a, b), over_b * db - over_a * da
 
 
@@ -215,7 +227,7 @@ def _kl_logits(a: Array, b: Array) -> Array:
 @_kl_logits.defjvp
 def _(primals, tangents):
     (a, b), (da, db) = primals, tangents
-    slope = _sigmoid(a) * _sigmoid(-a)
+    slope = _variance(a)
     over_a = _times(slope, jnp.where(slope == 0, 0, a) - _finite(b))
     return _kl_logits(a, b), _sigmoid_difference(a, b) * db + over_a * da
 

@@ -190,9 +190,10 @@ def kl_divergence(p, q):
     # sum p log(p/q) as written: the two sums need not agree, and their difference is in the answer.
     p, q = np.broadcast_arrays(p, q)
     r = (q - p) / p
-    parts = np.where(np.abs(r) < SMALL, p * minus_log1p(r), (q - p) - p * np.log(q / p))
-    rows = zip(p.reshape(-1, p.shape[-1]), q.reshape(-1, p.shape[-1]), strict=True)
-    gap = np.array([exact_difference(a[a > 0], b[a > 0]) for a, b in rows], LD)
+    near = np.abs(r) < SMALL
+    parts = np.where(near, p * minus_log1p(r), times(p, np.log(p / q)))
+    rows = zip(*(v.reshape(-1, p.shape[-1]) for v in (p, q, near)), strict=True)
+    gap = np.array([exact_difference(a[n], b[n]) for a, b, n in rows], LD)
     return total(np.where(p == 0, 0, parts)) + gap.reshape(p.shape[:-1])
 
 

@@ -131,7 +131,7 @@ def check(name, dtype, n):
 
 
 def along(measure, tangents, grads, bounds):
-    """What forward mode should give, its size and ulps: it is a sum of products, sized like them."""
+    """What forward mode should give, its size and ulps: a sum of products, sized like them."""
     exact, size = 0, 0
     for tangent, gradient, (scale, ulps) in zip(tangents, grads, bounds, strict=True):
         scale = scale if scale.shape == gradient.shape else np.abs(gradient)

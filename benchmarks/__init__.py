@@ -1,0 +1,1 @@
+"""What a doubting user runs before switching: each module is one command and prints its table."""
