@@ -77,12 +77,12 @@ def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     return gap, jnp.exp(-gap) * (1 - error)
 
 
-def _others(x: Array, maximum: Array, axes: Axes) -> Array:
+def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
     """Sum of exp(x - maximum) over the classes whose weight does not round to 1.
 
     In plain arithmetic, because a comparison would stop the compiler from vectorizing the sum.
     """
-    _, weight = weights(x, maximum)
+    weight = weights(x, maximum)[1] if exact else jnp.exp(x - maximum)
     return total_over(jnp.minimum(weight, (1 - weight) * 2.0**54), axes)
 
 
@@ -91,18 +91,22 @@ def partition(x: Array, axes: Axes) -> Partition:
     total = total_over(jnp.exp(x - maximum), axes)
     # Where one class has most of the probability, log(total) has lost the digits of the others:
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
-    confident = total < 1.5
-    # On CPU a pass costs what it computes, so it is left out where no example needs it; elsewhere
-    # the two sums are one pass, and a branch would wait for all devices.
-    others = lax.platform_dependent(
-        cpu=lambda: lax.cond(
-            jnp.any(confident), lambda: _others(x, maximum, axes), lambda: total - total
-        ),
-        default=lambda: _others(x, maximum, axes),
-    )
+    confident = total < 1.125
+    exact = partial(_others, x, maximum, axes, exact=True)
+
+    def on_cpu() -> Array:
+        # A pass costs what it computes: it is left out where no example needs it, and the rounding
+        # of x - maximum, 2**-24 of its size, is made good only where that is large.
+        quick = partial(_others, x, maximum, axes, exact=False)
+        others = lax.cond(jnp.any(confident), quick, lambda: total - 1)
+        return lax.cond(jnp.any(confident & (others < 1e-6)), exact, lambda: others)
+
+    # Elsewhere the two sums are one pass, and a branch would wait for all devices.
+    others = lax.platform_dependent(cpu=on_cpu, default=exact)
     rest = jnp.where(confident, others, total - 1)
-    excess = jnp.where(confident, log1p(jnp.where(confident, others, 0)), jnp.log(total))
-    return Partition(maximum, total, rest, excess)
+    small = jnp.where(confident, others, 0)
+    log1p_small = jnp.log1p(small) if x.dtype == jnp.float32 else log1p(small)
+    return Partition(maximum, total, rest, jnp.where(confident, log1p_small, jnp.log(total)))
 
 
 def softmax_less(p: Array, x: Array, s: Partition, mass: Array) -> Array:
@@ -315,7 +319,8 @@ def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> 
         label = jnp.where(exists, label, 0)
         gap = s.maximum - jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
     value = without(gap + s.excess + invalid, axes)
-    gradient = softmax_less(chosen.astype(x.dtype), x, s, jnp.ones((), x.dtype)) + invalid
+    weight = jnp.exp(x - s.maximum)
+    gradient = jnp.where(chosen, (weight - 1) - s.rest, weight) * (1 / s.total + invalid)
     if keep is None:
         return value, gradient
     return jnp.where(keep, value, 0), jnp.where(jnp.expand_dims(keep, axis), gradient, 0)
