@@ -96,10 +96,11 @@ def partition(x: Array, axes: Axes) -> Partition:
 
     def on_cpu() -> Array:
         # A pass costs what it computes: it is left out where no example needs it, and the rounding
-        # of x - maximum, 2**-24 of its size, is made good only where that is large.
+        # of x - maximum, 2**-24 of its size, is made good only where gaps are large.
         quick = partial(_others, x, maximum, axes, exact=False)
-        others = lax.cond(jnp.any(confident), quick, lambda: total - 1)
-        return lax.cond(jnp.any(confident & (others < 1e-6)), exact, lambda: others)
+        large = total < 1 + 2.0**-16
+        need = jnp.max(confident.astype(jnp.int32) + large.astype(jnp.int32), initial=0)
+        return lax.switch(need, (lambda: total - 1, quick, exact))
 
     # Elsewhere the two sums are one pass, and a branch would wait for all devices.
     others = lax.platform_dependent(cpu=on_cpu, default=exact)

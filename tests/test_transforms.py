@@ -165,8 +165,9 @@ def test_sharded_batch(measure, mesh):
     for way, function in ways.items():
         compiled = function.lower(*spread).compile()
         lines = [line for line in compiled.as_text().splitlines() if re.search(SENT, line)]
-        # On CPU alone one boolean is agreed on: whether any row needs the careful sum.
-        assert all("= pred[] all-reduce(" in line for line in lines), (way, lines)
+        # On CPU alone single numbers are agreed on: whether any row needs the careful sum.
+        agreed = r"= (pred|s32)\[\] all-reduce\("
+        assert all(re.search(agreed, line) for line in lines), (way, lines)
         value, slopes = compiled(*spread)
         for got in (value, *slopes):
             assert got.sharding.shard_shape(got.shape)[0] == 1, way
