@@ -187,11 +187,12 @@ def exact_difference(p, q):
 
 @quiet
 def kl_divergence(p, q):
-    # sum p log(p/q) as written: the two sums need not agree, and their difference is in the answer.
+    # sum p log(p/q) as written. Where p and q are near it is the convex p (r - log(1 + r)) and p - q,
+    # whose sums need not agree; elsewhere p - q would drown the tiny product.
     p, q = np.broadcast_arrays(p, q)
     r = (q - p) / p
     near = np.abs(r) < SMALL
-    parts = np.where(near, p * minus_log1p(r), times(p, np.log(p / q)))
+    parts = np.where(near, p * minus_log1p(r), -p * np.log(q / p))
     rows = zip(*(v.reshape(-1, p.shape[-1]) for v in (p, q, near)), strict=True)
     gap = np.array([exact_difference(a[n], b[n]) for a, b, n in rows], LD)
     return total(np.where(p == 0, 0, parts)) + gap.reshape(p.shape[:-1])
