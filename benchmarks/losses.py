@@ -8,6 +8,7 @@ the other classes is then taken on its own, which is what keeps the digits of a 
 """
 
 import argparse
+import functools
 import statistics
 
 import jax
@@ -65,7 +66,7 @@ def main() -> None:
                         return loss(x, y).mean()
 
                     step = jax.jit(jax.value_and_grad(mean) if with_gradient else mean)
-                    runs[name] = lambda step=step: step(logits, labels)
+                    runs[name] = functools.partial(step, logits, labels)
                 times = timing.interleaved(runs, 0.05 if options.smoke else options.seconds)
                 table.add_row(
                     f"{rows} x {classes}",
