@@ -8,8 +8,13 @@ suffix `_with_logits`, from logits. The true distribution comes first.
 >>> p = jnp.array([0.75, 0.25])
 >>> print(f"{jaxce.entropy(p, base=2):.2f} bits")
 0.81 bits
+
+`jaxce.losses` has training losses under optax's names, `jaxce.coding` codes and their lengths,
+`jaxce.checks` checks of values. `jaxce.fitting` and `jaxce.plots` need an extra each and are
+imported by name.
 """
 
+from jaxce import checks, coding, losses
 from jaxce._binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -45,6 +50,8 @@ __all__ = [
     "binary_entropy_with_logits",
     "binary_kl_divergence",
     "binary_kl_divergence_with_logits",
+    "checks",
+    "coding",
     "cross_entropy",
     "cross_entropy_with_logits",
     "entropy",
@@ -54,6 +61,7 @@ __all__ = [
     "kl_divergence",
     "kl_divergence_with_logits",
     "log_normalizer",
+    "losses",
     "perplexity",
     "perplexity_with_logits",
     "surprisal",
