@@ -73,6 +73,8 @@ def axes(axis: Axis, ndim: int, name: str) -> tuple[int, ...]:
         given = tuple(operator.index(a) for a in (axis if isinstance(axis, Sequence) else (axis,)))
     except TypeError:
         raise TypeError(f"axis: expected an int or a tuple of ints, got {axis!r}.") from None
+    if ndim == 0:
+        raise ValueError(f"{name}: expected an array with an axis of classes, got a scalar.")
     for a in given:
         if not -ndim <= a < ndim:
             raise ValueError(

@@ -148,6 +148,8 @@ def _soft(
     if not jnp.issubdtype(p.dtype, jnp.floating):
         p = p.astype(x.dtype)  # a one-hot of integers or booleans is a distribution too
     p, x = _checks.floating_pair("labels", p, "logits", x)
+    if 0 in [x.shape[a] for a in rows.positions]:
+        return jnp.sum(x, rows.positions)  # no classes: nothing is left
     if smoothing is not None:
         p = smoothed(p, x > -jnp.inf, smoothing, rows.axes)
     if class_weights is not None:
@@ -284,6 +286,8 @@ def _integer(
         keep = counts if keep is None else keep & counts
     axes = (*positions, *_names(axis_name))
     (class_axis,) = positions
+    if x.shape[class_axis] == 0:
+        return jnp.sum(x, class_axis)  # no classes: nothing is left
     if smoothing is not None and keep is not None:
         x = jnp.where(jnp.expand_dims(keep, class_axis), x, 0)
     x, left = prepared(x, where, axes)
