@@ -15,7 +15,7 @@ one maximum, so that it keeps its digits when one class has nearly all the proba
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -29,6 +29,8 @@ Axes = tuple[int | str, ...]
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
+# Below this total the plain logarithm of it loses more than a few digits.
+_CONFIDENT = 1.125
 
 
 class Partition(NamedTuple):
@@ -46,6 +48,12 @@ def _positions(axes: Axes) -> tuple[int, ...]:
 
 def _names(axes: Axes) -> tuple[str, ...]:
     return tuple(a for a in axes if isinstance(a, str))
+
+
+def _is_spread(x: Array, axis: int) -> bool:
+    """Whether the type of x says that this axis is spread over a mesh."""
+    spec = jax.typeof(x).sharding.spec
+    return axis < len(spec) and spec[axis] is not None
 
 
 def total_over(x: Array, axes: Axes) -> Array:
@@ -86,12 +94,10 @@ def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
     return total_over(jnp.minimum(weight, (1 - weight) * 2.0**54), axes)
 
 
-def partition(x: Array, axes: Axes) -> Partition:
+def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """Return the maximum, the total and, where it is below _CONFIDENT, the sum of the others."""
     maximum = max_over(x, axes)
     total = total_over(jnp.exp(x - maximum), axes)
-    # Where one class has most of the probability, log(total) has lost the digits of the others:
-    # they are summed on their own. A second class of weight 1 would make the total at least 2.
-    confident = total < 1.125
     exact = partial(_others, x, maximum, axes, exact=True)
 
     def on_cpu() -> Array:
@@ -99,11 +105,33 @@ def partition(x: Array, axes: Axes) -> Partition:
         # of x - maximum, 2**-24 of its size, is made good only where gaps are large.
         quick = partial(_others, x, maximum, axes, exact=False)
         large = total < 1 + 2.0**-16
+        confident = total < _CONFIDENT
         need = jnp.max(confident.astype(jnp.int32) + large.astype(jnp.int32), initial=0)
         return lax.switch(need, (lambda: total - 1, quick, exact))
 
     # Elsewhere the two sums are one pass, and a branch would wait for all devices.
-    others = lax.platform_dependent(cpu=on_cpu, default=exact)
+    return maximum, total, lax.platform_dependent(cpu=on_cpu, default=exact)
+
+
+def _sums_of_few(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """The same for a few classes, class by class: one loop over the examples, without branches."""
+    columns = [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
+    maximum = reduce(jnp.maximum, columns)
+    each = [weights(column, maximum)[1] for column in columns]
+    others = reduce(jnp.add, [jnp.minimum(weight, (1 - weight) * 2.0**54) for weight in each])
+    return maximum, reduce(jnp.add, each), others
+
+
+def partition(x: Array, axes: Axes) -> Partition:
+    positions = _positions(axes)
+    few = len(axes) == len(positions) == 1 and x.shape[positions[0]] < 16
+    if few and not _is_spread(x, positions[0]):
+        maximum, total, others = _sums_of_few(x, positions[0])
+    else:
+        maximum, total, others = _sums(x, axes)
+    # Where one class has most of the probability, log(total) has lost the digits of the others:
+    # they are summed on their own. A second class of weight 1 would make the total at least 2.
+    confident = total < _CONFIDENT
     rest = jnp.where(confident, others, total - 1)
     small = jnp.where(confident, others, 0)
     log1p_small = jnp.log1p(small) if x.dtype == jnp.float32 else log1p(small)
@@ -290,12 +318,6 @@ def _(axes, primals, tangents):
         d_over_x.append(total_over(p, axes) * q * dx_centred)
         d_over_p.append(jnp.where((p == 0) & (x == -jnp.inf), 0, -dx_centred))
     return primals_out, (_add(d_value, value), _add(d_over_x, x), _add(d_over_p, p))
-
-
-def _is_spread(x: Array, axis: int) -> bool:
-    """Whether the type of x says that this axis is spread over a mesh."""
-    spec = jax.typeof(x).sharding.spec
-    return axis < len(spec) and spec[axis] is not None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
