@@ -51,6 +51,13 @@ def no_nans():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What a module compiled goes with it: thousands of programs take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 COMPILED = []
 
 
