@@ -36,7 +36,7 @@ def _check(good: Array, values: Array, message: str) -> None:
         "index": index,
     }
     if isinstance(good, core.Tracer):
-        checkify.check(jnp.all(good), message, **details)
+        checkify.check(jnp.all(good), message, debug=False, **details)
     elif bool(jnp.any(bad)):
         raise ValueError(message.format(**{k: v.item() for k, v in details.items()}))
 

@@ -187,7 +187,7 @@ def exact_difference(p, q):
 
 @quiet
 def kl_divergence(p, q):
-    # sum p log(p/q) as written. Where p and q are near it is the convex p (r - log(1 + r)) and p - q,
+    # sum p log(p/q) as written: where they are near, the convex p (r - log(1 + r)) and p - q,
     # whose sums need not agree; elsewhere p - q would drown the tiny product.
     p, q = np.broadcast_arrays(p, q)
     r = (q - p) / p
