@@ -50,6 +50,7 @@ def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return high, (a - a_rounded) - (b - b_rounded)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def exact_sum(high: jax.Array, low: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Return the sum of `high + low` over `axes`, accumulated in two floats.
 
@@ -63,6 +64,11 @@ def exact_sum(high: jax.Array, low: jax.Array, axes: tuple[int, ...]) -> jax.Arr
     zero = jnp.zeros((), high.dtype)
     high, low = lax.reduce((high, low), (zero, zero), add, axes)
     return high + low
+
+
+@exact_sum.defjvp
+def _(axes, primals, tangents):
+    return exact_sum(*primals, axes), jnp.sum(tangents[0] + tangents[1], axes)
 
 
 def _polynomial(x: jax.Array, coefficients: list[float]) -> jax.Array:

@@ -335,8 +335,10 @@ def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> 
     invalid = missing - missing  # NaN for a bad label: made there and nowhere else
     if names:
         label = label - (lax.axis_index(names) * size).astype(label.dtype)
-    chosen = lax.broadcasted_iota(label.dtype, x.shape, axis) == label
-    if names or _is_spread(x, axis):  # an index into what is spread would gather it
+    spread = _is_spread(x, axis)
+    like_x = jax.typeof(x).sharding if spread else None
+    chosen = lax.broadcasted_iota(label.dtype, x.shape, axis, out_sharding=like_x) == label
+    if names or spread:  # an index into what is spread would gather it
         gap = total_over(jnp.where(chosen, s.maximum - x, 0), axes)
     else:
         label = jnp.where(exists, label, 0)
