@@ -11,7 +11,7 @@ from tests import oracles
 from tests.oracles import LD, expm1_minus, log_softmax, one_hot, softplus, times
 from tests.oracles_binary import sigmoid
 
-__all__ = ["one_hot"]
+__all__ = ["log_softmax", "one_hot"]
 
 
 def wide(*arrays):
@@ -63,9 +63,8 @@ def focal_weights(x, y, gamma):
     lp = log_softmax(x)
     p, missed = distribution(y, x), -np.expm1(lp)
     with np.errstate(all="ignore"):
-        slope = missed**gamma + gamma * times(missed, missed ** (gamma - 2)) * -times(
-            np.exp(lp), lp
-        )
+        power = np.where(missed == 0, 0, missed ** (gamma - 1))
+        slope = missed**gamma - gamma * power * times(np.exp(lp), lp)
     return times(p, slope)
 
 
@@ -126,16 +125,21 @@ def sigmoid_focal(x, y, alpha=None, gamma=2.0):
     return alpha_of(y, alpha) * times(wrong ** LD(gamma), sigmoid_cross_entropy(x, y))
 
 
-def sigmoid_focal_grad(x, y, alpha=None, gamma=2.0):
-    """Both terms, and their sizes: they may cancel for soft labels."""
+def sigmoid_focal_terms(x, y, alpha=None, gamma=2.0):
+    """What the gradient is the sum of: for soft labels the four may nearly cancel."""
     x, y = wide(x, y)
     gamma = LD(gamma)
     wrong = y * sigmoid(-x) + (1 - y) * sigmoid(x)
-    turning = (1 - 2 * y) * sigmoid(x) * sigmoid(-x)
     with np.errstate(all="ignore"):
-        by_power = times(gamma * turning, wrong ** (gamma - 1)) * sigmoid_cross_entropy(x, y)
-        by_loss = wrong**gamma * sigmoid_cross_entropy_grad(x, y)
-    return alpha_of(y, alpha) * (by_power + by_loss)
+        power = gamma * np.where(wrong == 0, 0, wrong ** (gamma - 1))
+        turning = power * sigmoid(x) * sigmoid(-x) * sigmoid_cross_entropy(x, y)
+        terms = (1 - y) * turning, -y * turning
+        slope = (1 - y) * sigmoid(x), -y * sigmoid(-x)
+        return [alpha_of(y, alpha) * t for t in (*terms, *(wrong**gamma * v for v in slope))]
+
+
+def sigmoid_focal_grad(x, y, alpha=None, gamma=2.0):
+    return sum(sigmoid_focal_terms(x, y, alpha, gamma))
 
 
 def smooth_labels(p, alpha, where=None):

@@ -313,10 +313,14 @@ def _of_label(
     weights: Array, x: Array, labels: Array, axes: _softmax.Axes, class_axis: int
 ) -> Array:
     """Return the weight of each example's label; 1 where there is no such class."""
-    if len(axes) == 1:
+    sharding = jax.typeof(x).sharding
+    is_spread = any(name is not None for name in sharding.spec)
+    if len(axes) == 1 and not is_spread:
         flat = weights.reshape(-1)
         return flat.at[jnp.clip(labels, 0, flat.size - 1)].get(mode="promise_in_bounds")
-    first = lax.axis_index(axes[1:]) * x.shape[class_axis]
-    label = jnp.expand_dims(labels - first.astype(labels.dtype), class_axis)
-    chosen = lax.broadcasted_iota(label.dtype, x.shape, class_axis) == label
+    label = jnp.expand_dims(labels, class_axis)
+    if len(axes) > 1:
+        label = label - (lax.axis_index(axes[1:]) * x.shape[class_axis]).astype(label.dtype)
+    out = sharding if is_spread else None
+    chosen = lax.broadcasted_iota(label.dtype, x.shape, class_axis, out_sharding=out) == label
     return _softmax.without(total_over(jnp.where(chosen, weights, 0), axes), axes)
