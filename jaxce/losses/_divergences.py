@@ -291,5 +291,5 @@ def kl_estimate(
     if kind == "k2":
         return jnp.square(r) / 2
     if kind == "k3":
-        return expm1_minus(r)
+        return jnp.where(r == jnp.inf, r, expm1_minus(jnp.where(r == jnp.inf, 0, r)))
     raise ValueError(f"kind: expected 'k1', 'k2' or 'k3', got {kind!r}.")

@@ -50,7 +50,14 @@ def sigmoid_binary_cross_entropy(
     x, y = _pair(logits, labels)
     if pos_weight is None:
         return cross_entropy_of_logit(y, x)
-    weight = jnp.broadcast_to(jnp.asarray(pos_weight, x.dtype), x.shape)
+    weight = jnp.asarray(pos_weight, x.dtype)
+    try:
+        weight = jnp.broadcast_to(weight, x.shape)
+    except ValueError:
+        raise ValueError(
+            f"pos_weight: expected a shape that broadcasts to {x.shape}, the shape of logits, "
+            f"got {weight.shape}."
+        ) from None
     positive = cross_entropy_of_logit(jnp.ones_like(y), x)
     negative = cross_entropy_of_logit(jnp.zeros_like(y), x)
     return jnp.where(y == 0, 0, weight * y) * jnp.where(y == 0, 0, positive) + jnp.where(

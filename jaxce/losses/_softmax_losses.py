@@ -235,8 +235,8 @@ def softmax_cross_entropy_with_integer_labels(
     Source: Goodfellow, Bengio & Courville, "Deep Learning" (2016), section 6.2.
     """
     smoothing = None if _is_zero(label_smoothing) else label_smoothing
-    if not isinstance(axis, int):
-        axis = tuple(axis)
+    if not isinstance(axis, int | tuple):
+        raise TypeError(f"axis: expected an int or a tuple of ints, got {axis!r}.")
     return _integer(
         logits,
         labels,
