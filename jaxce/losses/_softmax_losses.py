@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -235,8 +235,8 @@ def softmax_cross_entropy_with_integer_labels(
     Source: Goodfellow, Bengio & Courville, "Deep Learning" (2016), section 6.2.
     """
     smoothing = None if _is_zero(label_smoothing) else label_smoothing
-    if not isinstance(axis, int | tuple):
-        raise TypeError(f"axis: expected an int or a tuple of ints, got {axis!r}.")
+    if cast(object, axis) is None:
+        raise TypeError("axis: expected an int or a tuple of ints, got None.")
     return _integer(
         logits,
         labels,
