@@ -14,7 +14,7 @@ suffix `_with_logits`, from logits. The true distribution comes first.
 imported by name.
 """
 
-from jaxce import checks, coding, losses
+from jaxce import checks, coding, evaluation, losses, metrics
 from jaxce._binary import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -56,12 +56,14 @@ __all__ = [
     "cross_entropy_with_logits",
     "entropy",
     "entropy_with_logits",
+    "evaluation",
     "js_divergence",
     "js_divergence_with_logits",
     "kl_divergence",
     "kl_divergence_with_logits",
     "log_normalizer",
     "losses",
+    "metrics",
     "perplexity",
     "perplexity_with_logits",
     "surprisal",

@@ -21,12 +21,12 @@ from jaxce._jit import jit_measure
 from jaxce._numerics import expm1_minus, kl_term, log1p, log_ratio, reciprocal, where_nonzero
 
 
-def _times(p: Array, value: Array) -> Array:
+def times(p: Array, value: Array) -> Array:
     """Return p * value, 0 where p is 0 even if the value is infinite."""
     return where_nonzero(p, p * where_nonzero(p, value))
 
 
-def _finite(x: Array) -> Array:
+def finite(x: Array) -> Array:
     """Return `x`, 0 where it is infinite: the derivative at an edge that has none."""
     return jnp.where(jnp.isinf(x), 0, x)
 
@@ -42,7 +42,7 @@ def _logit(p: Array) -> Array:
 @_logit.defjvp
 def _(primals, tangents):
     (p,), (dp,) = primals, tangents
-    return _logit(p), (_finite(reciprocal(p)) + _finite(reciprocal(1 - p))) * dp
+    return _logit(p), (finite(reciprocal(p)) + finite(reciprocal(1 - p))) * dp
 
 
 def _log_inverse(p: Array) -> Array:
@@ -55,24 +55,24 @@ def _log_inverse_complement(p: Array) -> Array:
 
 @jax.custom_jvp
 def _entropy(p: Array) -> Array:
-    return _times(p, _log_inverse(p)) + _times(1 - p, _log_inverse_complement(p))
+    return times(p, _log_inverse(p)) + times(1 - p, _log_inverse_complement(p))
 
 
 @_entropy.defjvp
 def _(primals, tangents):
     (p,), (dp,) = primals, tangents
-    return _entropy(p), -_finite(_logit(p)) * dp
+    return _entropy(p), -finite(_logit(p)) * dp
 
 
 @jax.custom_jvp
 def _cross_entropy(p: Array, q: Array) -> Array:
-    return _times(p, _log_inverse(q)) + _times(1 - p, _log_inverse_complement(q))
+    return times(p, _log_inverse(q)) + times(1 - p, _log_inverse_complement(q))
 
 
 @_cross_entropy.defjvp
 def _(primals, tangents):
     (p, q), (dp, dq) = primals, tangents
-    return _cross_entropy(p, q), _slope(p, q) * dq - _finite(_logit(q)) * dp
+    return _cross_entropy(p, q), _slope(p, q) * dq - finite(_logit(q)) * dp
 
 
 @jax.custom_jvp
@@ -87,7 +87,7 @@ def _slope(p: Array, q: Array) -> Array:
 @_slope.defjvp
 def _(primals, tangents):
     (p, q), (dp, dq) = primals, tangents
-    r, r_complement = _finite(reciprocal(q)), _finite(reciprocal(1 - q))
+    r, r_complement = finite(reciprocal(q)), finite(reciprocal(1 - q))
     over_q = (p * r) * (r * dq) + ((1 - p) * r_complement) * (r_complement * dq)
     return _slope(p, q), over_q - (r + r_complement) * dp
 
@@ -102,7 +102,7 @@ def _kl(p: Array, q: Array) -> Array:
 def _(primals, tangents):
     (p, q), (dp, dq) = primals, tangents
     # H(p, q) has the same derivative over q: H(p) does not depend on it.
-    return _kl(p, q), _slope(p, q) * dq + _finite(_logit_difference(p, q)) * dp
+    return _kl(p, q), _slope(p, q) * dq + finite(_logit_difference(p, q)) * dp
 
 
 @jax.custom_jvp
@@ -117,8 +117,8 @@ def _logit_difference(p: Array, q: Array) -> Array:
 @_logit_difference.defjvp
 def _(primals, tangents):
     (p, q), (dp, dq) = primals, tangents
-    over_p = _finite(reciprocal(p)) + _finite(reciprocal(1 - p))
-    over_q = _finite(reciprocal(q)) + _finite(reciprocal(1 - q))
+    over_p = finite(reciprocal(p)) + finite(reciprocal(1 - p))
+    over_q = finite(reciprocal(q)) + finite(reciprocal(1 - q))
     inside = (p > 0) & (p < 1)
     return _logit_difference(p, q), jnp.where(inside, over_p * dp - over_q * dq, 0)
 
@@ -132,56 +132,56 @@ def softplus(x: Array) -> Array:
 @softplus.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return softplus(x), _sigmoid(x) * dx
+    return softplus(x), sigmoid(x) * dx
 
 
 @jax.custom_jvp
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
     small = jnp.exp(-jnp.abs(x))
     return jnp.where(x < 0, small, 1) / (1 + small)
 
 
-@_sigmoid.defjvp
+@sigmoid.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _sigmoid(x), _variance(x) * dx
+    return sigmoid(x), variance(x) * dx
 
 
 @jax.custom_jvp
-def _variance(x: Array) -> Array:
+def variance(x: Array) -> Array:
     """sigmoid(x) sigmoid(-x): the derivative of the logistic function."""
-    return _sigmoid(x) * _sigmoid(-x)
+    return sigmoid(x) * sigmoid(-x)
 
 
-@_variance.defjvp
+@variance.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _variance(x), -_variance(x) * jnp.tanh(x / 2) * dx
+    return variance(x), -variance(x) * jnp.tanh(x / 2) * dx
 
 
 @jax.custom_jvp
 def _entropy_logits(x: Array) -> Array:
     z = jnp.abs(x)
-    return log1p(jnp.exp(-z)) + _times(_sigmoid(-z), z)
+    return log1p(jnp.exp(-z)) + times(sigmoid(-z), z)
 
 
 @_entropy_logits.defjvp
 def _(primals, tangents):
     (x,), (dx,) = primals, tangents
-    return _entropy_logits(x), -_times(_variance(x), x) * dx
+    return _entropy_logits(x), -times(variance(x), x) * dx
 
 
 @jax.custom_jvp
 def cross_entropy_of_logit(p: Array, x: Array) -> Array:
-    return _times(p, softplus(-x)) + _times(1 - p, softplus(x))
+    return times(p, softplus(-x)) + times(1 - p, softplus(x))
 
 
 @cross_entropy_of_logit.defjvp
 def _(primals, tangents):
     (p, x), (dp, dx) = primals, tangents
     # sigmoid(x) - p without cancellation at p = 0 and p = 1
-    over_x = (1 - p) * _sigmoid(x) - p * _sigmoid(-x)
-    return cross_entropy_of_logit(p, x), over_x * dx - _finite(x) * dp
+    over_x = (1 - p) * sigmoid(x) - p * sigmoid(-x)
+    return cross_entropy_of_logit(p, x), over_x * dx - finite(x) * dp
 
 
 @jax.custom_jvp
@@ -189,14 +189,14 @@ def _sigmoid_difference(a: Array, b: Array) -> Array:
     """sigmoid(b) - sigmoid(a), by the product of the far tails: nothing cancels."""
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)
     change = jnp.where(a == b, 0, high - jnp.where(a == b, 0, low))
-    size = -jnp.expm1(-jnp.where(a == b, 0, change)) * _sigmoid(high) * _sigmoid(-low)
+    size = -jnp.expm1(-jnp.where(a == b, 0, change)) * sigmoid(high) * sigmoid(-low)
     return jnp.where(b < a, -size, size)
 
 
 @_sigmoid_difference.defjvp
 def _(primals, tangents):
     (a, b), (da, db) = primals, tangents
-    over_a, over_b = _variance(a), _variance(b)
+    over_a, over_b = variance(a), variance(b)
     return _sigmoid_difference(a, b), over_b * db - over_a * da
 
 
@@ -210,7 +210,7 @@ def _kl_logits(a: Array, b: Array) -> Array:
     z = jnp.where(certain, 0, jnp.abs(a))
     y = jnp.where(certain, 0, jnp.where(a < 0, -b, b))  # both as if outcome 1 were the likelier
     e = jnp.minimum(z - y, jnp.finfo(a.dtype).max)
-    unlikely = _sigmoid(-z)
+    unlikely = sigmoid(-z)
     u = unlikely * jnp.expm1(jnp.minimum(e, 1))
     c = jnp.where(e < 1, log1p(u), softplus(-y) - softplus(-z))
     t_likely, t_unlikely = -c, e - c
@@ -218,17 +218,17 @@ def _kl_logits(a: Array, b: Array) -> Array:
     s = jnp.where(near, t_unlikely, 0)
     rise = _sigmoid_difference(-z, -y)
     other = jnp.where(
-        near, unlikely * expm1_minus(s), rise - _times(unlikely, jnp.where(near, 0, t_unlikely))
+        near, unlikely * expm1_minus(s), rise - times(unlikely, jnp.where(near, 0, t_unlikely))
     )
-    value = _sigmoid(z) * expm1_minus(t_likely) + other
+    value = sigmoid(z) * expm1_minus(t_likely) + other
     return jnp.where(certain, softplus(jnp.where(a < 0, b, -b)), value)
 
 
 @_kl_logits.defjvp
 def _(primals, tangents):
     (a, b), (da, db) = primals, tangents
-    slope = _variance(a)
-    over_a = _times(slope, jnp.where(slope == 0, 0, a) - _finite(b))
+    slope = variance(a)
+    over_a = times(slope, jnp.where(slope == 0, 0, a) - finite(b))
     return _kl_logits(a, b), _sigmoid_difference(a, b) * db + over_a * da
 
 

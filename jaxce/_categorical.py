@@ -12,6 +12,7 @@ The true distribution comes first, the predicted one second. `axis` is reduced a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -93,7 +94,7 @@ def surprisal(p: ArrayLike, *, base: float | None = None) -> Array:
 def entropy(
     p: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:
@@ -127,7 +128,9 @@ def entropy(
 
 
 @jit_measure("axis")
-def perplexity(p: ArrayLike, *, axis: _checks.Axis = -1, where: ArrayLike | None = None) -> Array:
+def perplexity(
+    p: ArrayLike, *, axis: int | Sequence[int] = -1, where: ArrayLike | None = None
+) -> Array:
     r"""Perplexity of p: the number of equally likely classes with the same entropy.
 
     $$ \operatorname{PP}(p) = e^{H(p)} $$
@@ -160,7 +163,7 @@ def cross_entropy(
     p: ArrayLike,
     q: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:
@@ -233,7 +236,7 @@ def kl_divergence(
     p: ArrayLike,
     q: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:
@@ -307,7 +310,7 @@ def js_divergence(
     p: ArrayLike,
     q: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:

@@ -10,7 +10,7 @@ An entry with logit -inf has probability 0. Derivatives are taken with respect t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 from jax import Array
@@ -59,7 +59,7 @@ def _reduced(
 
 @jit_measure("axis")
 def log_normalizer(
-    logits: ArrayLike, *, axis: _checks.Axis = -1, where: ArrayLike | None = None
+    logits: ArrayLike, *, axis: int | Sequence[int] = -1, where: ArrayLike | None = None
 ) -> Array:
     r"""Logarithm of the sum of exponentials: what turns logits into log-probabilities.
 
@@ -94,7 +94,7 @@ def log_normalizer(
 def surprisal_with_logits(
     logits: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:
@@ -136,7 +136,7 @@ def surprisal_with_logits(
 def entropy_with_logits(
     logits: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:
@@ -170,7 +170,7 @@ def entropy_with_logits(
 
 @jit_measure("axis")
 def perplexity_with_logits(
-    logits: ArrayLike, *, axis: _checks.Axis = -1, where: ArrayLike | None = None
+    logits: ArrayLike, *, axis: int | Sequence[int] = -1, where: ArrayLike | None = None
 ) -> Array:
     r"""Perplexity of softmax(logits): the number of equally likely classes of the same entropy.
 
@@ -203,7 +203,7 @@ def cross_entropy_with_logits(
     p: ArrayLike,
     q_logits: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:
@@ -243,6 +243,7 @@ def cross_entropy_with_logits(
     Source: Cover & Thomas, "Elements of Information Theory" (2006), section 5.4.
     """
     unit = _checks.nats_per_unit(base)
+    _checks.order("q_logits", q_logits, "p", p, "True distributions and labels come first here.")
     p = jnp.asarray(p)
     if jnp.issubdtype(p.dtype, jnp.integer):
         return _class_cross_entropy(_checks.integers("p", p), q_logits, axis, where, unit)
@@ -293,7 +294,7 @@ def kl_divergence_with_logits(
     p_logits: ArrayLike,
     q_logits: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:
@@ -333,7 +334,7 @@ def js_divergence_with_logits(
     p_logits: ArrayLike,
     q_logits: ArrayLike,
     *,
-    axis: _checks.Axis = -1,
+    axis: int | Sequence[int] = -1,
     where: ArrayLike | None = None,
     base: float | None = None,
 ) -> Array:

@@ -39,6 +39,18 @@ def integers(name: str, x: ArrayLike) -> jax.Array:
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
 
 
+def order(
+    logits_name: str, logits: ArrayLike, labels_name: str, labels: ArrayLike, rule: str
+) -> None:
+    """Refuse integer logits with floating labels: they were given in the other order."""
+    x, y = jnp.asarray(logits).dtype, jnp.asarray(labels).dtype
+    if jnp.issubdtype(x, jnp.integer) and jnp.issubdtype(y, jnp.floating):
+        raise TypeError(
+            f"{logits_name}: expected a floating dtype, got {x}, while {labels_name} has {y}. "
+            f"Have they changed places? {rule}"
+        )
+
+
 def floating_pair(
     name_a: str, a: ArrayLike, name_b: str, b: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:

@@ -42,12 +42,38 @@ def _(primals, tangents):
     return log(x), reciprocal(x) * dx
 
 
+def power(x: jax.Array, exponent: jax.Array) -> jax.Array:
+    """Return x**exponent for x >= 0 with derivative 0 at 0, also for exponents below 1."""
+    vanishes = x < float(jnp.finfo(x.dtype).smallest_normal)
+    value = jnp.exp(exponent * log(jnp.where(vanishes, 1, x)))
+    return jnp.where(vanishes, jnp.where(exponent == 0, 1, 0), value)
+
+
 def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return `a - b` rounded, and the rounding error (Knuth): their sum is exactly `a - b`."""
     high = a - b
     b_rounded = a - high
     a_rounded = high + b_rounded
     return high, (a - a_rounded) - (b - b_rounded)
+
+
+def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Split x into two numbers of half as many digits: products of such halves are exact."""
+    info = jnp.finfo(x.dtype)
+    high = lax.reduce_precision(x, info.nexp, (info.nmant - 1) // 2)
+    return high, x - high
+
+
+def quotient_and_rest(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return a quotient q of a and b, to two ulp, and the rest, exactly a - q b.
+
+    Every product and difference below is exact (Dekker), so that it does not matter whether the
+    compiler fuses them. The last bit of q is cleared: a rounding that no compiler takes out.
+    """
+    info = jnp.finfo(a.dtype)
+    q = lax.reduce_precision(a / b, info.nexp, info.nmant - 1)
+    (q_high, q_low), (b_high, b_low) = _halves(q), _halves(b)
+    return q, ((a - q_high * b_high) - q_high * b_low - q_low * b_high) - q_low * b_low
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -93,16 +119,36 @@ def _expm1_parts(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arr
     return s, w, series, (1 + (s + series)) * (jnp.exp(w) - 1)
 
 
+def _below_overflow(t: jax.Array) -> jax.Array:
+    """Return t, at most the largest integer whose exponential is finite: inf * 0 would be NaN."""
+    return jnp.minimum(t, float(int(math.log(jnp.finfo(t.dtype).max))))
+
+
+@jax.custom_jvp
 def expm1(t: jax.Array) -> jax.Array:
     """Return exp(t) - 1 to a few ulp (XLA's own was off by 4.4 in float32 until jax 0.11)."""
     s, _, series, beyond = _expm1_parts(t)
     return (s + series) + beyond
 
 
+@expm1.defjvp
+def _(primals, tangents):
+    (t,), (dt,) = primals, tangents
+    return expm1(t), jnp.exp(_below_overflow(t)) * dt
+
+
+@jax.custom_jvp
 def expm1_minus(t: jax.Array) -> jax.Array:
     r"""Return \(e^t - 1 - t \ge 0\), accurate also where it is about t**2 / 2."""
     _, w, series, beyond = _expm1_parts(t)
-    return series + (beyond - w)
+    # No inf - inf at t = inf.
+    return series + (beyond - jnp.minimum(w, float(jnp.finfo(t.dtype).max)))
+
+
+@expm1_minus.defjvp
+def _(primals, tangents):
+    (t,), (dt,) = primals, tangents
+    return expm1_minus(t), expm1(_below_overflow(t)) * dt
 
 
 def _small_ratio(r: jax.Array) -> jax.Array:

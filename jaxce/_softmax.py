@@ -16,7 +16,7 @@ one maximum, so that it keeps its digits when one class has nearly all the proba
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ Axes = tuple[int | str, ...]
 _NEGLIGIBLE = 1e4
 # Below this total the plain logarithm of it loses more than a few digits.
 _CONFIDENT = 1.125
+# Below this total the gaps that matter are large, and so is the rounding of x - maximum.
+_LARGE_GAPS = 1 + 2.0**-16
 
 
 class Partition(NamedTuple):
@@ -50,10 +52,21 @@ def _names(axes: Axes) -> tuple[str, ...]:
     return tuple(a for a in axes if isinstance(a, str))
 
 
-def _is_spread(x: Array, axis: int) -> bool:
+def is_spread(x: Array, axis: int) -> bool:
     """Whether the type of x says that this axis is spread over a mesh."""
     spec = jax.typeof(x).sharding.spec
     return axis < len(spec) and spec[axis] is not None
+
+
+def _class_index(x: Array, axis: int, dtype: jnp.dtype) -> Array:
+    """Return the index of every class, in a shape that broadcasts against x."""
+    if is_spread(x, axis):
+        return lax.broadcasted_iota(dtype, x.shape, axis, out_sharding=jax.typeof(x).sharding)
+    # One row: a loop keeps it instead of making it again, and in full size it would weigh as much
+    # as x.
+    shape = [1] * x.ndim
+    shape[axis] = x.shape[axis]
+    return lax.broadcasted_iota(dtype, shape, axis)
 
 
 def total_over(x: Array, axes: Axes) -> Array:
@@ -104,7 +117,7 @@ def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
         # A pass costs what it computes: it is left out where no example needs it, and the rounding
         # of x - maximum, 2**-24 of its size, is made good only where gaps are large.
         quick = partial(_others, x, maximum, axes, exact=False)
-        large = total < 1 + 2.0**-16
+        large = total < _LARGE_GAPS
         confident = total < _CONFIDENT
         need = jnp.max(confident.astype(jnp.int32) + large.astype(jnp.int32), initial=0)
         return lax.switch(need, (lambda: total - 1, quick, exact))
@@ -122,19 +135,31 @@ def _sums_of_few(x: Array, axis: int) -> tuple[Array, Array, Array]:
     return maximum, reduce(jnp.add, each), others
 
 
-def partition(x: Array, axes: Axes) -> Partition:
+def partition(x: Array, axes: Axes, *, written: bool = False) -> Partition:
+    """Return the parts of the softmax.
+
+    With `written` they are stored where the compiler would rather compute those of a few classes
+    again for every class that uses them, as a gradient does.
+    """
     positions = _positions(axes)
     few = len(axes) == len(positions) == 1 and x.shape[positions[0]] < 16
-    if few and not _is_spread(x, positions[0]):
-        maximum, total, others = _sums_of_few(x, positions[0])
-    else:
-        maximum, total, others = _sums(x, axes)
+    if not few or is_spread(x, positions[0]):
+        return _parts(*_sums(x, axes))
+
+    def compute() -> Partition:
+        return _parts(*_sums_of_few(x, positions[0]))
+
+    first = lax.slice_in_dim(x, 0, 1, axis=positions[0])
+    return own_pass(compute, jnp.abs(first), Partition(*(first,) * 4)) if written else compute()
+
+
+def _parts(maximum: Array, total: Array, others: Array) -> Partition:
     # Where one class has most of the probability, log(total) has lost the digits of the others:
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
     confident = total < _CONFIDENT
     rest = jnp.where(confident, others, total - 1)
     small = jnp.where(confident, others, 0)
-    log1p_small = jnp.log1p(small) if x.dtype == jnp.float32 else log1p(small)
+    log1p_small = jnp.log1p(small) if total.dtype == jnp.float32 else log1p(small)
     return Partition(maximum, total, rest, jnp.where(confident, log1p_small, jnp.log(total)))
 
 
@@ -144,18 +169,18 @@ def softmax_less(p: Array, x: Array, s: Partition, mass: Array) -> Array:
     return ((mass - p) * weight + p * ((weight - 1) - s.rest)) / s.total
 
 
-def own_pass(compute: Callable[[], Array], after: Array, like: Array | None = None) -> Array:
+def own_pass(compute: Callable[[], Any], after: Array, like: Any = None) -> Any:
     """Return compute(), compiled as a computation of its own.
 
     XLA:CPU vectorizes a sum together with what it sums, but not two sums over the same input, and
     what two such sums share (a broadcast constant is enough) it writes out in full size. A branch
     whose condition only we know to hold keeps them apart. `after` is any non-negative array that
-    the pass may wait for, and `like` one of the result's shape if that is another.
+    the pass may wait for, and `like` has the result's shapes if they are others.
     """
     like = after if like is None else like
 
     def branch() -> Array:
-        return lax.cond(jnp.all(after != -1), compute, lambda: like - like)
+        return lax.cond(jnp.all(after != -1), compute, lambda: jax.tree.map(lambda a: a - a, like))
 
     return lax.platform_dependent(cpu=branch, default=compute)
 
@@ -234,21 +259,30 @@ def _(axes, primals, tangents):
     return softmax_less_1(x, axes), p * centred(x, p, dx, axes)
 
 
-def _mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
-    def compute() -> Array:
+def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
+    """Mean under softmax(x) of the gaps; the reduced axes are kept with length 1."""
+
+    def exact() -> Array:
         gap, weight = weights(x, s.maximum)
         return total_over(weight * gap, axes)
 
-    return own_pass(compute, s.total) / s.total
+    def quick() -> Array:
+        fall = jnp.maximum(x - s.maximum, -_NEGLIGIBLE)
+        return -total_over(jnp.exp(fall) * fall, axes)
+
+    def on_cpu() -> Array:
+        return lax.cond(jnp.min(s.total, initial=2) < _LARGE_GAPS, exact, quick)
+
+    return lax.platform_dependent(cpu=on_cpu, default=exact) / s.total
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
     """Return H and its gradient p_j (mean_p(x) - x_j)."""
     s = partition(x, axes)
-    mean_gap = _mean_gap(x, s, axes)
+    gap_mean = mean_gap(x, s, axes)
     gap, weight = weights(x, s.maximum)
-    return without(s.excess + mean_gap, axes), weight * ((gap - mean_gap) / s.total)
+    return without(s.excess + gap_mean, axes), weight * ((gap - gap_mean) / s.total)
 
 
 @entropy.defjvp
@@ -265,8 +299,8 @@ def _(axes, primals, tangents):
 def perplexity(x: Array, axes: Axes) -> Array:
     """exp(H), as total * exp(mean gap): the rounding of a large H is not blown up."""
     s = partition(x, axes)
-    mean_gap = _mean_gap(x, s, axes)
-    return without(s.total * jnp.exp(mean_gap), axes)
+    gap_mean = mean_gap(x, s, axes)
+    return without(s.total * jnp.exp(gap_mean), axes)
 
 
 @perplexity.defjvp
@@ -276,23 +310,28 @@ def _(axes, primals, tangents):
     return value, value * without(total_over(entropy(x, axes)[1] * dx, axes), axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """Return sum(p surprisal) and its gradients over x and over p."""
-    s = partition(x, axes)
-    mass = total_over(p, axes)
+def expected_surprisal(p: Array, mass: Array, x: Array, s: Partition, axes: Axes) -> Array:
+    """Return sum(p surprisal), `mass` being sum(p); the reduced axes are kept with length 1."""
     largest = float(jnp.finfo(x.dtype).max)
 
     # p * gap without 0 * inf, in arithmetic that vectorizes; what it misses is p > 0 at -inf.
-    def mean_gap() -> Array:
+    def gaps() -> Array:
         return total_over(p * jnp.minimum(s.maximum - x, largest), axes)
 
     def impossible() -> Array:
         gap = jnp.minimum(s.maximum - x, largest) * 2.0**-64
         return max_over(jnp.minimum(jnp.abs(p) * 2.0**120, 1) * gap, axes)
 
-    value = own_pass(mean_gap, s.total) + mass * s.excess
-    value = jnp.where(own_pass(impossible, s.total) > largest * 2.0**-65, jnp.inf, value)
+    value = own_pass(gaps, s.total) + mass * s.excess
+    return jnp.where(own_pass(impossible, s.total) > largest * 2.0**-65, jnp.inf, value)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """Return sum(p surprisal) and its gradients over x and over p."""
+    s = partition(x, axes)
+    mass = total_over(p, axes)
+    value = expected_surprisal(p, mass, x, s, axes)
     over_x = softmax_less(p, x, s, mass)
     over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, (s.maximum - x) + s.excess)
     return without(value, axes), over_x, over_p
@@ -320,30 +359,45 @@ def _(axes, primals, tangents):
     return primals_out, (_add(d_value, value), _add(d_over_x, x), _add(d_over_p, p))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """Return x at one class per example, whether there is such a class, and where it is.
+
+    `label` has the class axis with length 1. What is returned for no such class means nothing.
+    """
+    (axis,), names = _positions(axes), _names(axes)
+    size = x.shape[axis]
+    exists = (label >= 0) & (label < size * (lax.axis_size(names) if names else 1))
+    if names:
+        label = label - (lax.axis_index(names) * size).astype(label.dtype)
+    spread = is_spread(x, axis)
+    chosen = _class_index(x, axis, label.dtype) == label
+    if names or spread:  # an index into what is spread would gather it
+        value = total_over(jnp.where(chosen, x, 0), axes)
+    else:
+        label = jnp.where(exists, label, 0)
+        value = jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
+    return value, exists, chosen
+
+
 def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> tuple[Array, Array]:
     """Return the surprisal of one class per example and its gradient; NaN for a bad label.
 
     Where `keep` is False both are 0, whatever the logits and the label are.
     """
-    s = partition(x, axes)
-    (axis,), names = _positions(axes), _names(axes)
-    label = jnp.expand_dims(labels, axis)
-    size = x.shape[axis]
-    exists = (label >= 0) & (label < size * (lax.axis_size(names) if names else 1))
-    missing = jnp.where(exists, 0.0, jnp.inf)
+    return _class_surprisal(x, labels, keep, axes, False)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _class_surprisal(
+    x: Array, labels: Array, keep: Array | None, axes: Axes, with_gradient: bool
+) -> tuple[Array, Array]:
+    s = partition(x, axes, written=with_gradient)
+    (axis,) = _positions(axes)
+    value, exists, chosen = at_class(x, jnp.expand_dims(labels, axis), axes)
+    bad = ~exists if keep is None else ~exists & jnp.expand_dims(keep, axis)
+    missing = jnp.where(bad, jnp.inf, 0.0)
     invalid = missing - missing  # NaN for a bad label: made there and nowhere else
-    if names:
-        label = label - (lax.axis_index(names) * size).astype(label.dtype)
-    spread = _is_spread(x, axis)
-    like_x = jax.typeof(x).sharding if spread else None
-    chosen = lax.broadcasted_iota(label.dtype, x.shape, axis, out_sharding=like_x) == label
-    if names or spread:  # an index into what is spread would gather it
-        gap = total_over(jnp.where(chosen, s.maximum - x, 0), axes)
-    else:
-        label = jnp.where(exists, label, 0)
-        gap = s.maximum - jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
-    losses = gap + s.excess + invalid
+    losses = (s.maximum - value) + s.excess + invalid
     # Written out, so that the sums over classes are not drawn into a later mean over examples.
     value = without(own_pass(lambda: losses, jnp.abs(losses)), axes)
     weight = jnp.exp(x - s.maximum)
@@ -353,10 +407,10 @@ def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> 
     return jnp.where(keep, value, 0), jnp.where(jnp.expand_dims(keep, axis), gradient, 0)
 
 
-@class_surprisal.defjvp
-def _(axes, primals, tangents):
-    (x, labels, keep), (dx, _, _) = primals, tangents
-    value, gradient = class_surprisal(x, labels, keep, axes)
+@_class_surprisal.defjvp
+def _(axes, _, primals, tangents):
+    (x, labels, keep), (dx, *_) = primals, tangents
+    value, gradient = _class_surprisal(x, labels, keep, axes, True)
     p = softmax(x, axes)
     d_gradient = p * centred(x, p, dx, axes)
     if keep is not None:

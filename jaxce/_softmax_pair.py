@@ -11,10 +11,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxce._numerics import expm1, expm1_minus, log1p, minus_log1p, two_difference
+from jaxce._numerics import (
+    expm1,
+    expm1_minus,
+    log1p,
+    minus_log1p,
+    quotient_and_rest,
+    two_difference,
+)
 from jaxce._softmax import (
     Axes,
-    Partition,
     at_mode,
     centred,
     max_over,
@@ -22,7 +28,6 @@ from jaxce._softmax import (
     partition,
     softmax,
     total_over,
-    weights,
     without,
 )
 
@@ -42,12 +47,40 @@ class _Change(NamedTuple):
     p: Array
     e: Array  # log(q / p), up to a constant per example, 0 at the most probable class under p
     gap_b: Array  # b at that class less b
-    factor: Array  # makes good the rounding of gap_b in its exponential
+    error_b: Array  # what rounding gap_b has lost
 
 
-def _finite(x: Array, maximum: Array) -> Array:
+class Exact(NamedTuple):
+    """What two arrays of logits are the rounded quotients of. It carries no derivative."""
+
+    a: Array
+    b: Array
+    divisor: Array
+
+
+def _finite(x: Array, maximum: Array, divisor: Array | None) -> Array:
     """Return x with a finite stand-in for -inf, far enough below to have weight 0 exactly."""
-    return jnp.maximum(x, maximum - float(jnp.finfo(x.dtype).max) / 8)
+    reach = float(jnp.finfo(x.dtype).max) / 8
+    return jnp.maximum(x, maximum - (reach if divisor is None else reach * jnp.minimum(divisor, 1)))
+
+
+def _gap(top: Array, x: Array, divisor: Array | None) -> tuple[Array, Array]:
+    """Return the gap (top - x) / divisor rounded, and the rest that is still to be divided."""
+    gap, error = two_difference(top, x)
+    if divisor is None:
+        return gap, error
+    gap, rest = quotient_and_rest(gap, divisor)
+    return gap, rest + error
+
+
+def _divided(rest: Array, divisor: Array | None) -> Array:
+    return rest if divisor is None else rest / divisor
+
+
+def _weight(gap: Array, error: Array) -> Array:
+    """Return exp(-gap) with the rounding of the gap made good."""
+    # Where the exponential is neither 0 nor cut off, the error is far smaller than this bound.
+    return jnp.exp(-gap) * (1 - jnp.clip(error, -1e-3, 1e-3))
 
 
 def _at_mode_of(a: Array, maximum: Array, b: Array, axes: Axes) -> Array:
@@ -56,17 +89,7 @@ def _at_mode_of(a: Array, maximum: Array, b: Array, axes: Axes) -> Array:
     return max_over(b - elsewhere * float(jnp.finfo(b.dtype).max), axes)
 
 
-def _change(a: Array, b: Array, sa: Partition, sb: Partition, b_mode: Array) -> _Change:
-    """Measure a from its maximum and b from its value at that class."""
-    gap_a, error_a = two_difference(sa.maximum, _finite(a, sa.maximum))
-    gap_b, error_b = two_difference(b_mode, _finite(b, sb.maximum))
-    p = jnp.exp(-gap_a) * (1 - error_a) / sa.total
-    # Where the exponential is neither 0 nor cut off, the error is far smaller than this bound.
-    factor = 1 - jnp.clip(error_b, -1e-3, 1e-3)
-    return _Change(p, (gap_a - gap_b) + (error_a - error_b), gap_b, factor)
-
-
-def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
+def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
     """Compare softmax(a) with softmax(b).
 
     With e_j = (b_j - b_*) - (a_j - a_*), * the most probable class under p, which is exact where
@@ -77,10 +100,29 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
 
     No term of K is negative, and a relative error in the mean hardly moves it. Where K or u is
     large, the difference of the mean, or single, surprisals is accurate and does not overflow.
+
+    Where a and b are rounded quotients, every difference is taken of what was divided, and divided
+    after that; the sums sa and sb hardly feel the rounding.
     """
     sa, sb = partition(a, axes), partition(b, axes)
-    b_mode = own_pass(lambda: _at_mode_of(a, sa.maximum, _finite(b, sb.maximum), axes), sa.total)
-    change = partial(_change, a, b, sa, sb, b_mode)
+    divisor, a_top, b_top = None, sa.maximum, sb.maximum
+    if exact is not None:
+        a, b, divisor = exact
+        a_top, b_top = max_over(a, axes), max_over(b, axes)
+
+    # Made again in every pass: as arrays they would be written out for each to read.
+    def finite() -> tuple[Array, Array]:
+        return _finite(a, a_top, divisor), _finite(b, b_top, divisor)
+
+    b_mode = own_pass(lambda: _at_mode_of(a, a_top, finite()[1], axes), sa.total)
+
+    def change() -> _Change:
+        finite_a, finite_b = finite()
+        gap_a, rest_a = _gap(a_top, finite_a, divisor)
+        gap_b, rest_b = _gap(b_mode, finite_b, divisor)
+        e = (gap_a - gap_b) + _divided(rest_a - rest_b, divisor)
+        p = _weight(gap_a, _divided(rest_a, divisor)) / sa.total
+        return _Change(p, e, gap_b, _divided(rest_b, divisor))
 
     def sum_of_change() -> Array:
         p, e, *_ = change()
@@ -91,15 +133,16 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
     # Past an exponent of 1, p exp(d) comes from b, because p may be 0 there: what is added is the
     # difference to the value at 1, and 0 up to 1.
     def convex() -> Array:
-        p, e, gap_b, factor = change()
+        p, e, gap_b, error_b = change()
         d = e - mean
-        rise = jnp.exp(jnp.minimum(-gap_b - mean, 85)) * factor / sa.total
+        gap_b, error = two_difference(gap_b, -mean)
+        rise = _weight(jnp.maximum(gap_b, -85), error_b + error) / sa.total
         beyond = jnp.maximum(rise - p * (jnp.maximum(d, 0) + (math.e - 1)), 0)
         return p * expm1_minus(jnp.minimum(d, 1)) + beyond
 
     def growth() -> Array:
-        p, e, gap_b, factor = change()
-        rise = jnp.exp(jnp.minimum(-gap_b, 85)) * factor / sa.total
+        p, e, gap_b, error_b = change()
+        rise = _weight(jnp.maximum(gap_b, -85), error_b) / sa.total
         beyond = jnp.maximum(rise - p * math.e, 0)
         return p * expm1(jnp.minimum(e, 1)) + beyond
 
@@ -108,14 +151,16 @@ def _pair(a: Array, b: Array, axes: Axes) -> _Pair:
     u = total_over(own_pass(growth, sa.total, like=a), axes)
     excess = sb.excess - sa.excess
     close = k < 1e4
-    far = (sb.maximum - b_mode) - mean + excess
+    far = _gap(b_top, b_mode, divisor)[0] - mean + excess
     kl = jnp.where(close, log1p(jnp.where(close, k, 0)), far)
 
     p, e, *_ = change()
+    finite_a, finite_b = finite()
+    gap_b, rest_b = _gap(b_top, finite_b, divisor)
     close = (u > -0.5) & (u < 10)
-    apart = (sa.maximum - _finite(a, sa.maximum)) - (sb.maximum - _finite(b, sb.maximum)) - excess
+    apart = _gap(a_top, finite_a, divisor)[0] - gap_b - excess
     t = jnp.where(close, e - log1p(jnp.where(close, u, 0)), apart)
-    q = weights(b, sb.maximum)[1] / sb.total
+    q = _weight(gap_b, _divided(rest_b, divisor)) / sb.total
     return _Pair(p, q, t, e, close, kl)
 
 
@@ -134,20 +179,27 @@ def _penalty(a: Array, b: Array, axes: Axes) -> Array:
     return jnp.where(impossible, jnp.inf, 0)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def kl_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Return KL(softmax(a) || softmax(b)) and its gradients p (mean_p(t) - t) and q - p."""
-    p, q, t, from_mode, _, kl = _pair(a, b, axes)
+    return kl_of_quotients(a, b, None, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def kl_of_quotients(
+    a: Array, b: Array, exact: Exact | None, axes: Axes
+) -> tuple[Array, Array, Array]:
+    """The same, where a and b may be rounded quotients."""
+    p, q, t, from_mode, _, kl = _pair(a, b, axes, exact)
     over_a = p * (own_pass(lambda: total_over(p * from_mode, axes), jnp.ones_like(kl)) - from_mode)
     # p (exp(t) - 1), and past t = 1 what q - p is above its value at 1
     over_b = p * expm1(jnp.minimum(t, 1)) + jnp.maximum(q - p * math.e, 0)
     return without(kl + _penalty(a, b, axes), axes), over_a, over_b
 
 
-@kl_divergence.defjvp
+@kl_of_quotients.defjvp
 def _(axes, primals, tangents):
-    (a, b), (da, db) = primals, tangents
-    _, over_a, over_b = primals_out = kl_divergence(a, b, axes)
+    (a, b, exact), (da, db, _) = primals, tangents
+    _, over_a, over_b = primals_out = kl_of_quotients(a, b, exact, axes)
     p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
     from_a = total_over(over_a * da, axes)
     d_kl = from_a + total_over(over_b * db, axes)

@@ -1,4 +1,4 @@
-"""Pictures of distributions and fits, on matplotlib axes.
+"""Pictures of distributions, fits and evaluations, on matplotlib axes.
 
 Every function draws on `ax` (None: pyplot's current axes) and returns it, so that a caller can go
 on with labels and titles of his own. Colours are from the palette of Okabe and Ito, which readers
@@ -16,11 +16,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from jaxce import _checks
+from jaxce._drawing import AREA, FLOOR, PREDICTED, TRUE, axes
+from jaxce._evaluation_plots import reliability, surprisal_histogram
 from jaxce.fitting import FitResult, unit_name
 
-__all__ = ["cross_entropy_area", "distributions", "fit_figure", "fit_gap", "fit_history"]
+__all__ = [
+    "cross_entropy_area",
+    "distributions",
+    "fit_figure",
+    "fit_gap",
+    "fit_history",
+    "reliability",
+    "surprisal_histogram",
+]
 
-_TRUE, _PREDICTED, _AREA, _FLOOR = "#0072B2", "#D55E00", "#56B4E9", "#000000"
 _FEW = 40  # outcomes that can have a bar and a name each
 
 
@@ -59,16 +68,16 @@ def distributions(
         )
     if labels is not None and len(labels) != len(p):
         raise ValueError(f"labels: expected {len(p)} names, got {len(labels)}.")
-    ax = _axes(ax)
+    ax = axes(ax)
     index, middle = np.arange(len(p)), np.median(np.atleast_2d(q), 0)
     few = len(p) <= _FEW
     if few:
-        ax.bar(index, p, width=0.8, color=_AREA, edgecolor=_TRUE, label="target p")
+        ax.bar(index, p, width=0.8, color=AREA, edgecolor=TRUE, label="target p")
     else:
-        ax.fill_between(index, p, step="mid", color=_AREA, edgecolor=_TRUE, label="target p")
-    ax.plot(index, middle, "D", color=_PREDICTED, ms=6 if few else 2, label="predicted q")
+        ax.fill_between(index, p, step="mid", color=AREA, edgecolor=TRUE, label="target p")
+    ax.plot(index, middle, "D", color=PREDICTED, ms=6 if few else 2, label="predicted q")
     if q.ndim == 2:
-        ax.vlines(index, q.min(0), q.max(0), color=_PREDICTED, lw=1.5)
+        ax.vlines(index, q.min(0), q.max(0), color=PREDICTED, lw=1.5)
     if few and labels is not None:
         long = max(map(len, labels)) * len(p) > 60
         ax.set_xticks(index, labels, rotation=45 if long else 0, ha="right" if long else "center")
@@ -91,18 +100,18 @@ def fit_history(result: FitResult, *, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     history = result.history
-    _band(ax, history.step, history.cross_entropy, _TRUE, "cross-entropy H(p, q)")
+    _band(ax, history.step, history.cross_entropy, TRUE, "cross-entropy H(p, q)")
     floor = np.asarray(history.entropy).reshape(len(history.step), -1)[0]
     for height in np.unique(floor)[:8]:
-        ax.axhline(height, color=_FLOOR, ls="--", lw=1.2)
+        ax.axhline(height, color=FLOOR, ls="--", lw=1.2)
     name = (
         f"entropy H(p): {floor[0]:.4g} {unit_name(result.base)}"
         if np.ptp(floor) == 0
         else "entropy"
     )
-    ax.plot([], [], color=_FLOOR, ls="--", lw=1.2, label=name)
+    ax.plot([], [], color=FLOOR, ls="--", lw=1.2, label=name)
     _steps(ax, history.step)
     if np.asarray(history.step)[-1] > 100:  # most of the fall is in the first steps
         ax.set_xscale("symlog", linthresh=10)
@@ -124,14 +133,14 @@ def fit_gap(result: FitResult, *, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     history = result.history
-    _band(ax, history.step, history.kl_divergence, _PREDICTED, "gap KL(p‖q)")
+    _band(ax, history.step, history.kl_divergence, PREDICTED, "gap KL(p‖q)")
     entropy = np.asarray(history.entropy)
     resolution = np.spacing(entropy.max()) / 2 if entropy.size else 0
     if resolution > 0:
         name = f"resolution of H(p, q) − H(p) in {entropy.dtype}"
-        ax.axhline(resolution, color=_FLOOR, ls=":", lw=1.2, label=name)
+        ax.axhline(resolution, color=FLOOR, ls=":", lw=1.2, label=name)
     ax.set_yscale("log")
     _steps(ax, history.step)
     ax.set_ylabel(f"KL divergence [{unit_name(result.base)}]")
@@ -163,10 +172,10 @@ def fit_figure(
             f"(n, classes), got targets of shape {result.target.shape}."
         )
     figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
-    axes = figure.subplot_mosaic([["distributions"] * 2, ["history", "gap"]])
-    distributions(targets[0], result.probabilities, labels=labels, ax=axes["distributions"])
-    fit_history(result, ax=axes["history"])
-    fit_gap(result, ax=axes["gap"])
+    panels = figure.subplot_mosaic([["distributions"] * 2, ["history", "gap"]])
+    distributions(targets[0], result.probabilities, labels=labels, ax=panels["distributions"])
+    fit_history(result, ax=panels["history"])
+    fit_gap(result, ax=panels["gap"])
     figure.suptitle(title)
     return figure
 
@@ -209,23 +218,14 @@ def cross_entropy_area(
         surprisal = -np.log(np.where(p > 0, q, 1)) / _checks.nats_per_unit(base)
     height = p * surprisal
     area = float(np.sum((height[1:] + height[:-1]) / 2 * np.diff(x)))
-    ax = _axes(ax)
-    ax.plot(x, p, color=_TRUE, label="true density p(x)")
-    ax.plot(x, q, color=_PREDICTED, ls="--", label="predicted density q(x)")
+    ax = axes(ax)
+    ax.plot(x, p, color=TRUE, label="true density p(x)")
+    ax.plot(x, q, color=PREDICTED, ls="--", label="predicted density q(x)")
     name = f"H(p, q) = {area:.2f} {unit_name(base)}"
-    ax.fill_between(x, height, color=_AREA, alpha=0.5, label=name)
+    ax.fill_between(x, height, color=AREA, alpha=0.5, label=name)
     ax.set(xlabel="x", ylabel=f"density; p(x) log 1/q(x) [{unit_name(base)}] per unit of x")
     ax.legend(frameon=False)
     return ax
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    # Imported here, because it picks a window system: not wanted by whoever brings an `ax`.
-    from matplotlib import pyplot as plt
-
-    return plt.gca()
 
 
 def _band(ax: Axes, step: ArrayLike, values: ArrayLike, color: str, label: str) -> None:

@@ -250,20 +250,20 @@ def cross_entropy_with_labels_grad(labels, x):
     return cross_entropy_with_logits_grad(one_hot(labels, x), x)[1:]
 
 
-def log_ratio(a, b):
+def log_ratio(a, b, divisor=1):
     """t = log q - log p with the small differences kept, and p, q themselves.
 
     b - a is split exactly in two (Knuth's two-sum): a constant shift of the logits costs nothing.
     """
-    lp, lq = log_softmax(a), log_softmax(b)
+    lp, lq = (log_softmax((x - x.max(-1, keepdims=True)) / divisor) for x in (a, b))
     p, q = np.exp(lp), np.exp(lq)
     both = np.isfinite(a) & np.isfinite(b)
     star = first_max(np.where(both, a, -np.inf))
     high = b - a
     minus_a = high - b
     low = (b - (high - minus_a)) - (a + minus_a)
-    e = np.where(both, (high - at(high, star)) + (low - at(low, star)), 0)
-    u = b - at(b, star) + at(lp, star)  # log(p exp(e)), also where p = 0
+    e = np.where(both, (high - at(high, star)) + (low - at(low, star)), 0) / divisor
+    u = (b - at(b, star)) / divisor + at(lp, star)  # log(p exp(e)), also where p = 0
     gain = np.where(e > 1, np.exp(u) - p, p * np.expm1(e))
     gain = np.where(both, gain, np.exp(u) - p).sum(-1, keepdims=True)
     top = u.max(-1, keepdims=True)
@@ -282,15 +282,15 @@ def from_mean(p, t):
 
 
 @quiet
-def kl_divergence_with_logits(a, b):
-    t, p, q = log_ratio(*np.broadcast_arrays(a, b))
+def kl_divergence_with_logits(a, b, divisor=1):
+    t, p, q = log_ratio(*np.broadcast_arrays(a, b), divisor)
     far = q - p - times(p, t)
     return total(np.where(t < SMALL, times(p, expm1_minus(t)), far))
 
 
 @quiet
-def kl_divergence_with_logits_grad(a, b):
-    t, p, q = log_ratio(*np.broadcast_arrays(a, b))
+def kl_divergence_with_logits_grad(a, b, divisor=1):
+    t, p, q = log_ratio(*np.broadcast_arrays(a, b), divisor)
     return -from_mean(p, t), np.where(np.abs(t) < 1, p * np.expm1(t), q - p)
 
 

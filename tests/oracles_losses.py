@@ -200,12 +200,12 @@ def generalized_kl_grad(log_q, p):
 
 def distillation(student, teacher, temperature=1.0):
     student, teacher, temperature = wide(student, teacher, temperature)
-    return temperature**2 * kl_log_targets(student / temperature, teacher / temperature)
+    return temperature**2 * oracles.kl_divergence_with_logits(teacher, student, temperature)
 
 
 def distillation_grad(student, teacher, temperature=1.0):
     student, teacher, temperature = wide(student, teacher, temperature)
-    return temperature * kl_log_targets_grad(student / temperature, teacher / temperature)
+    return temperature * oracles.kl_divergence_with_logits_grad(teacher, student, temperature)[1]
 
 
 def coarse(log_probs, indices):

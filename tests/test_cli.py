@@ -246,3 +246,21 @@ def test_missing_extra_is_one_line():
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert errors == "jaxce: error: the command line needs typer: pip install 'jaxce[cli]'\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("jaxce f", "fit"), ("jaxce fit --opt", "--optimizer")]
+)
+def test_completion_in_the_shell(typed, offered):
+    """What bash asks for when the Tab key is pressed."""
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    program = "from jaxce.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **words, "_JAXCE_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=True,
+    )
+    assert run.stdout.split() == [offered]

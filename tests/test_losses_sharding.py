@@ -43,8 +43,8 @@ def sent(text):
 
 def only_numbers_per_example(compiled, rows=ROWS):
     lines = list(sent(compiled.as_text()))
-    # XLA may put a few all-reduces into one; none of ours carries more than four numbers a row.
-    bad = [line for kind, size, line in lines if kind != "all-reduce" or size > 4 * rows]
+    # XLA may put several all-reduces into one: six numbers a row at most; a shard has 8 classes.
+    bad = [line for kind, size, line in lines if kind != "all-reduce" or size > 6 * rows]
     assert not bad, "\n".join(line[:300] for line in bad)
     return lines
 

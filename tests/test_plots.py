@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from jaxce import plots
 from jaxce.fitting import FitHistory, FitResult
+from jaxce.metrics import CalibrationError
 
 plt.switch_backend("agg")
 
@@ -184,3 +185,62 @@ def test_without_axes_the_current_ones_are_used():
     figure, ax = plt.subplots()
     assert plots.distributions([0.5, 0.5], [0.5, 0.5]) is ax
     plt.close(figure)
+
+
+def calibration(**options):
+    """Two bins: of 20 examples sure to 0.55, 15 are right; of 10 sure to 0.9, 5."""
+    p = jnp.array([[0.55, 0.45]] * 20 + [[0.9, 0.1]] * 10, jnp.float32)
+    labels = jnp.array([0] * 15 + [1] * 5 + [0] * 5 + [1] * 5)
+    return CalibrationError.empty(bins=5, **options).update(jnp.log(p), labels)
+
+
+def test_reliability_of_bins_of_equal_width(ax):
+    metric = calibration()
+    assert plots.reliability(metric, ax=ax) is ax
+    points = line(ax, "calibration error")
+    np.testing.assert_allclose(points.get_xdata(), [0.55, 0.9], rtol=1e-6)
+    np.testing.assert_allclose(points.get_ydata(), [0.75, 0.5], rtol=1e-6)
+    error = (20 * 0.2 + 10 * 0.4) / 30
+    assert points.get_label() == f"calibration error {error:.3g}"
+    bars = [(bar.get_x(), bar.get_width(), bar.get_height()) for bar in ax.patches]
+    shares = [0, 0, 2 / 3, 0, 1 / 3]
+    expected = [(i / 5, 1 / 5, share) for i, share in enumerate(shares)]
+    np.testing.assert_allclose(bars, expected, atol=1e-6)
+    assert list(line(ax, "right as often").get_xdata()) == [0, 1]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("confidence", "accuracy")
+
+
+def test_reliability_of_bins_of_equal_mass_and_of_nothing(ax):
+    plots.reliability(calibration(equal_mass=True), ax=ax)
+    assert not ax.patches  # all shares are the same
+    assert len(line(ax, "calibration error").get_xdata()) == 2
+    other = Figure().subplots()
+    plots.reliability(CalibrationError.empty(), ax=other)
+    assert len(line(other, "calibration error nan").get_xdata()) == 0
+    other.figure.draw_without_rendering()
+
+
+def test_surprisals_in_bins(ax):
+    surprisal = [0.1, 0.2, 1.5, 2.5, np.inf, np.nan]
+    edges = [0, 1, 2, 3]
+    assert plots.surprisal_histogram(surprisal, bins=edges, mean=1.25, base=2, ax=ax) is ax
+    (stairs,) = ax.patches
+    np.testing.assert_allclose(stairs.get_data().values, [2 / 5, 1 / 5, 1 / 5])
+    np.testing.assert_array_equal(stairs.get_data().edges, edges)
+    assert texts(ax) == ["cross-entropy 1.25 bits", "beyond: 0.2 of the examples"]
+    assert list(line(ax, "cross-entropy").get_xdata()) == [1.25, 1.25]
+    assert ax.get_xlabel() == "surprisal [bits]"
+    assert ax.get_yscale() == "log"
+
+
+def test_surprisals_with_weights(ax):
+    plots.surprisal_histogram([1.0, 3.0, 5.0], weights=[3, 1, 0], bins=2, ax=ax)
+    np.testing.assert_allclose(ax.patches[0].get_data().values, [0.75, 0.25])
+    assert texts(ax) == ["cross-entropy 1.5 nats"]
+    with pytest.raises(ValueError, match=r"weights: expected shape \(2,\), got \(3,\)"):
+        plots.surprisal_histogram([1.0, 2.0], weights=[1, 1, 1], ax=ax)
+
+
+def test_no_surprisals(ax):
+    plots.surprisal_histogram([], ax=ax)
+    ax.figure.draw_without_rendering()

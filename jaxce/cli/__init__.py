@@ -14,6 +14,7 @@ try:
     import typer
     from typer.core import TyperGroup
 
+    from jaxce.cli._evaluate import evaluate_files
     from jaxce.cli._files import InputError
     from jaxce.cli._fit import fit
 except ModuleNotFoundError as _missing:
@@ -60,6 +61,7 @@ app: typer.Typer = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("fit")(fit)
+app.command("evaluate")(evaluate_files)
 
 
 def _show_version(wanted: bool) -> None:

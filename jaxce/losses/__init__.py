@@ -27,6 +27,12 @@ from jaxce.losses._focal import (
     softmax_focal_loss,
     z_loss,
 )
+from jaxce.losses._linear import (
+    LinearStatistics,
+    linear_distillation_loss,
+    linear_softmax_cross_entropy,
+    linear_softmax_statistics,
+)
 from jaxce.losses._reduction import mean, sum_and_count
 from jaxce.losses._sigmoid import sigmoid_binary_cross_entropy, sigmoid_focal_loss
 from jaxce.losses._softmax_losses import (
@@ -36,12 +42,16 @@ from jaxce.losses._softmax_losses import (
 )
 
 __all__ = [
+    "LinearStatistics",
     "distillation_loss",
     "distillation_loss_top_k",
     "generalized_kl_divergence",
     "kl_divergence",
     "kl_divergence_with_log_targets",
     "kl_estimate",
+    "linear_distillation_loss",
+    "linear_softmax_cross_entropy",
+    "linear_softmax_statistics",
     "mean",
     "poly_loss_cross_entropy",
     "safe_softmax_cross_entropy",

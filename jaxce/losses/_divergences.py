@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxce import _checks
-from jaxce._categorical_logits import finished, kl_divergence_with_logits, log_normalizer
+from jaxce import _checks, _softmax_pair
+from jaxce._binary import finite
+from jaxce._categorical_logits import (
+    finished,
+    kl_divergence_with_logits,
+    log_normalizer,
+    prepared,
+)
 from jaxce._jit import jit_measure
 from jaxce._numerics import exact_sum, expm1_minus, log
+from jaxce.losses._reduction import AxisName
 from jaxce.losses._softmax_losses import Axis, logits_rows
 
 
@@ -127,7 +135,9 @@ def generalized_kl_divergence(
         where: Boolean, shaped as the predictions or as the batch.
 
     Returns:
-        One divergence per example, in nats; no term is negative.
+        One divergence per example, in nats; no term is negative. Where a term's log q is near its
+        log p, the rounding of both shows, a relative error of about 1e-7 |log p| / |log q/p|: the
+        predictions are given with that rounding.
 
     Raises:
         TypeError: If an input is not floating or `where` not boolean.
@@ -151,7 +161,7 @@ def generalized_kl_divergence(
     return jnp.sum(jnp.where(near, convex, far), rows.positions)
 
 
-@jit_measure("axis")
+@jit_measure("axis", "axis_name")
 def distillation_loss(
     student_logits: ArrayLike,
     teacher_logits: ArrayLike,
@@ -159,6 +169,7 @@ def distillation_loss(
     temperature: ArrayLike = 1.0,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> Array:
     r"""Divergence of a student from its teacher, both softened: predictions first.
 
@@ -171,9 +182,11 @@ def distillation_loss(
         temperature: \(T > 0\). The factor T**2 keeps the size of the gradients.
         axis: Axis or axes of the classes; None for all.
         where: Boolean, shaped as the logits or as the batch.
+        axis_name: Inside `shard_map`, the mesh axis that the classes are spread over.
 
     Returns:
-        One loss per example, in nats; never negative.
+        One loss per example, in nats; never negative. The logits are compared before they are
+        divided, so that a student near its teacher keeps its digits at any temperature.
 
     Raises:
         TypeError: If an input is not floating or `where` not boolean.
@@ -186,9 +199,31 @@ def distillation_loss(
 
     Source: Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network" (2015).
     """
-    s, t = _checks.floating_pair("student_logits", student_logits, "teacher_logits", teacher_logits)
+    rows = logits_rows(student_logits, axis, where, axis_name, name="student_logits")
+    s, t = _checks.floating_pair("student_logits", rows.x, "teacher_logits", teacher_logits)
+    if jnp.ndim(temperature) != 0:
+        raise ValueError(f"temperature: expected a number, got shape {jnp.shape(temperature)}.")
+    if 0 in [s.shape[a] for a in rows.positions]:
+        return jnp.sum(s, rows.positions)  # no classes: nothing is left
     scale = jnp.asarray(temperature, s.dtype)
-    return jnp.square(scale) * kl_divergence_with_log_targets(s / scale, t / scale, axis, where)
+    t, _ = prepared(t, rows.mask, rows.axes)
+    exact = _softmax_pair.Exact(t, s, scale)
+    t, s = _softened(t, scale), _softened(s, scale)
+    kl = _softmax_pair.kl_of_quotients(t, s, exact, rows.axes)[0]
+    return finished(jnp.square(scale) * kl, rows.left, 1.0)
+
+
+@jax.custom_jvp
+def _softened(x: Array, temperature: Array) -> Array:
+    """Return x / temperature; a logit of -inf stays one whatever the temperature."""
+    return x / temperature
+
+
+@_softened.defjvp
+def _(primals, tangents):
+    (x, temperature), (dx, d_temperature) = primals, tangents
+    softened = _softened(x, temperature)
+    return softened, (dx - finite(softened) * d_temperature) / temperature
 
 
 @jit_measure()
@@ -213,10 +248,14 @@ def distillation_loss_top_k(
         student_logits: Predicted logits, [..., classes].
         teacher_indices: Classes that the teacher names, integers [..., k], each once.
         teacher_log_probs: Their log-probabilities, [..., k].
-        where: Boolean, shaped as the batch: the examples that count.
+        where: Boolean. Shaped as the batch: the examples that count. Shaped as the logits: the
+            classes that exist.
 
     Returns:
-        One loss per example, in nats.
+        One loss per example, in nats; NaN, with a NaN gradient, where an index is no class. To
+        soften both, divide the student's logits by the temperature at which the teacher's
+        log-probabilities were taken.
+        Where the two nearly agree, the rounding of the log-probabilities shows in what is left.
 
     Raises:
         TypeError: If logits are not floating or `teacher_indices` not integer.
@@ -239,11 +278,17 @@ def distillation_loss_top_k(
             f"{(*x.shape[:-1], 'k')}, got {indices.shape} and {t.shape}."
         )
     rows = logits_rows(x, -1, where, name="student_logits")
+    if rows.left is not None:  # what is in the other examples reaches nothing
+        left = jnp.expand_dims(rows.left, -1)
+        indices, t = jnp.where(left, indices, 0), jnp.where(left, t, 0)
+    exists = (indices >= 0) & (indices < x.shape[-1])
+    chosen = jnp.where(exists, indices, 0)
+    picked = jnp.take_along_axis(rows.x, chosen, -1, mode="promise_in_bounds")
+    picked = picked + jnp.where(exists, 0, jnp.nan)  # loud in value and gradient
     classes = jnp.arange(x.shape[-1], dtype=indices.dtype)
-    named = jnp.any(jnp.expand_dims(indices, -1) == classes.reshape((1,) * t.ndim + (-1,)), -2)
-    picked = jnp.take_along_axis(rows.x, indices, -1, mode="fill", fill_value=jnp.nan)
-    rest = log_normalizer(rows.x, where=~named)
-    rest = jnp.where(jnp.all(named, -1), -jnp.inf, rest)
+    named = jnp.any(jnp.expand_dims(chosen, -1) == classes.reshape((1,) * t.ndim + (-1,)), -2)
+    others = ~named & (rows.x > -jnp.inf)
+    rest = jnp.where(jnp.any(others, -1), log_normalizer(rows.x, where=others), -jnp.inf)
     student = jnp.concatenate([picked, jnp.expand_dims(rest, -1)], -1)
     left = -jnp.expm1(log_normalizer(t))
     empty = left <= 0
@@ -263,7 +308,8 @@ def kl_estimate(
     $$ k_1 = -r, \qquad k_2 = r^2 / 2, \qquad k_3 = e^r - 1 - r $$
 
     k1 is unbiased and noisy, k2 biased and calm, k3 unbiased, calm and never negative; here it
-    keeps its digits also where the two policies nearly agree.
+    keeps its digits also where the two policies nearly agree. What is impossible under both is 0,
+    and a gradient too large for its dtype is a finite number near the largest.
 
     Args:
         log_p: Log-probabilities of the samples under p, any shape.
@@ -285,11 +331,24 @@ def kl_estimate(
     Source: Schulman, "Approximating KL Divergence" (2020).
     """
     p, q = _checks.floating_pair("log_p", log_p, "log_q", log_q)
-    r = p - q
+    nowhere = (p == q) & jnp.isinf(p)  # of probability 0 under both
+    r = jnp.where(nowhere, 0, p - jnp.where(nowhere, 0, q))
     if kind == "k1":
         return -r
     if kind == "k2":
-        return jnp.square(r) / 2
+        return _half_square(r)
     if kind == "k3":
-        return jnp.where(r == jnp.inf, r, expm1_minus(jnp.where(r == jnp.inf, 0, r)))
+        return expm1_minus(r)
     raise ValueError(f"kind: expected 'k1', 'k2' or 'k3', got {kind!r}.")
+
+
+@jax.custom_jvp
+def _half_square(r: Array) -> Array:
+    return jnp.square(r) / 2
+
+
+@_half_square.defjvp
+def _(primals, tangents):
+    (r,), (dr,) = primals, tangents
+    largest = float(jnp.finfo(r.dtype).max)
+    return _half_square(r), jnp.clip(r, -largest, largest) * dr  # inf * 0 would be NaN

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxce import _checks, _softmax
+from jaxce._binary import times, variance
 from jaxce._categorical_logits import finished, log_normalizer, surprisal_with_logits
 from jaxce._jit import jit_measure
-from jaxce._numerics import expm1
+from jaxce._numerics import expm1, power, reciprocal
 from jaxce.losses._softmax_losses import (
     Axis,
     logits_rows,
@@ -19,12 +23,24 @@ from jaxce.losses._softmax_losses import (
 )
 
 
-def _power(x: Array, exponent: ArrayLike) -> Array:
-    """Return x**exponent for x >= 0 with derivative 0 at 0, also for exponents below 1."""
-    positive = x > 0
-    exponent = jnp.asarray(exponent, x.dtype)
-    value = jnp.exp(exponent * jnp.log(jnp.where(positive, x, 1)))
-    return jnp.where(positive, value, jnp.where(exponent == 0, 1, 0))
+@jax.custom_jvp
+def _focal(surprisal: Array, gamma: Array) -> Array:
+    """Return (1 - p)**gamma log(1 / p), by the surprisal log(1 / p)."""
+    return power(-expm1(-surprisal), gamma) * surprisal
+
+
+@_focal.defjvp
+def _(primals, tangents):
+    (s, gamma), (ds, d_gamma) = primals, tangents
+    missed = -expm1(-s)
+    # s p / (1 - p), which is 1 at s = 0 and 0 at s = inf
+    middle = (s >= float(jnp.finfo(s.dtype).smallest_normal)) & (s < jnp.inf)
+    inside = jnp.where(middle, s, 1)
+    odds = inside * jnp.exp(-inside) * reciprocal(-expm1(-inside))
+    odds = jnp.where(middle, odds, jnp.where(s == jnp.inf, 0, 1))
+    over_gamma = jnp.where(middle, jnp.log(-expm1(-inside)) * inside, 0)
+    change = (1 + gamma * odds) * ds + over_gamma * d_gamma
+    return _focal(s, gamma), power(missed, gamma) * change
 
 
 @jit_measure("axis")
@@ -66,15 +82,14 @@ def softmax_focal_loss(
     labels = jnp.asarray(labels)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         loss = softmax_cross_entropy_with_integer_labels(logits, labels, axis, where)
-        return _power(-expm1(-loss), gamma) * loss
+        return _focal(loss, jnp.asarray(gamma, loss.dtype))
     rows = logits_rows(logits, axis, where)
     p, x = _checks.floating_pair("labels", labels, "logits", rows.x)
-    surprisal = surprisal_with_logits(x, axis=axis)
-    support = p != 0
-    surprisal = jnp.where(support, surprisal, 0)
-    terms = jnp.where(support, p, 0) * _power(-expm1(-surprisal), gamma) * surprisal
     if rows.mask is not None:
-        terms = jnp.where(rows.mask, terms, 0)
+        p = jnp.where(rows.mask, p, 0)
+    surprisal = surprisal_with_logits(x, axis=axis)
+    surprisal = jnp.where((p == 0) & jnp.isinf(surprisal), 0, surprisal)
+    terms = p * _focal(surprisal, jnp.asarray(gamma, x.dtype))
     return finished(jnp.sum(terms, rows.positions), rows.left, 1.0)
 
 
@@ -118,9 +133,23 @@ def poly_loss_cross_entropy(
     p, x = _checks.floating_pair("labels", labels, "logits", rows.x)
     if rows.mask is not None:
         p = jnp.where(rows.mask, p, 0)
-    missed = -jnp.sum(p * _softmax.softmax_less_1(x, rows.axes), rows.positions)
-    extra = finished(jnp.asarray(epsilon, x.dtype) * missed, rows.left, 1.0)
+    extra = finished(jnp.asarray(epsilon, x.dtype) * _missed(p, x, rows.axes), rows.left, 1.0)
     return softmax_cross_entropy(logits, labels, axis, where) + extra
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _missed(p: Array, x: Array, axes: _softmax.Axes) -> Array:
+    """Return sum p (1 - softmax(x)); its gradient over x is -softmax (p - its mean)."""
+    wrong = -_softmax.softmax_less_1(x, axes)
+    return _softmax.without(_softmax.total_over(p * wrong, axes), axes)
+
+
+@_missed.defjvp
+def _(axes, primals, tangents):
+    (p, x), (dp, dx) = primals, tangents
+    q = _softmax.softmax(x, axes)
+    change = -q * _softmax.centred(x, q, p, axes) * dx - _softmax.softmax_less_1(x, axes) * dp
+    return _missed(p, x, axes), _softmax.without(_softmax.total_over(change, axes), axes)
 
 
 @jit_measure("axis")
@@ -137,7 +166,8 @@ def z_loss(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None)
         where: Boolean, shaped as the logits or as the batch.
 
     Returns:
-        One loss per example.
+        One loss per example. Where log Z is near 0 by cancellation, the rounding of the logits
+        shows: see `log_normalizer`.
 
     Raises:
         TypeError: If `logits` is not floating or `where` not boolean.
@@ -176,8 +206,20 @@ def soft_cap(logits: ArrayLike, cap: ArrayLike) -> Array:
     Source: Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size" (2024).
     """
     x = _checks.floating("logits", logits)
-    cap = jnp.asarray(cap, x.dtype)
+    return _soft_cap(x, jnp.asarray(cap, x.dtype))
+
+
+@jax.custom_jvp
+def _soft_cap(x: Array, cap: Array) -> Array:
     return cap * jnp.tanh(x / cap)
+
+
+@_soft_cap.defjvp
+def _(primals, tangents):
+    (x, cap), (dx, d_cap) = primals, tangents
+    u = x / cap
+    slope = 4 * variance(2 * u)  # 1 - tanh(u)**2 without cancellation
+    return _soft_cap(x, cap), slope * dx + (jnp.tanh(u) - times(slope, u)) * d_cap
 
 
 @jit_measure("axis")

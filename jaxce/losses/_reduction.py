@@ -14,6 +14,11 @@ from jaxce import _checks
 AxisName = str | tuple[str, ...] | None
 
 
+def mesh_axes(axis_name: AxisName) -> tuple[str, ...]:
+    """Return the names of mesh axes as a tuple."""
+    return () if axis_name is None else (axis_name,) if isinstance(axis_name, str) else axis_name
+
+
 def sum_and_count(
     values: ArrayLike,
     where: ArrayLike | None = None,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from jaxce import _checks
-from jaxce._binary import cross_entropy_of_logit, softplus
+from jaxce._binary import cross_entropy_of_logit, finite, sigmoid, times, variance
 from jaxce._jit import jit_measure
+from jaxce._numerics import power, reciprocal
 
 
 def _pair(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
@@ -100,16 +102,37 @@ def sigmoid_focal_loss(
     Source: Lin et al., "Focal Loss for Dense Object Detection" (2017).
     """
     x, y = _pair(logits, labels)
-    gamma = jnp.asarray(gamma, x.dtype)
-    # log(1 - p_y) by logs, so that a tiny 1 - p_y keeps its power and its derivative
-    wrong_1, wrong_0 = -softplus(x), -softplus(-x)
-    inner = jnp.where((y == 0) | (y == 1), 0.5, y)
-    mixed = jnp.logaddexp(jnp.log(inner) + wrong_1, jnp.log1p(-inner) + wrong_0)
-    log_wrong = jnp.where(y == 1, wrong_1, jnp.where(y == 0, wrong_0, mixed))
-    certain = jnp.isinf(log_wrong)
-    factor = jnp.where(certain & (gamma > 0), 0, jnp.exp(gamma * jnp.where(certain, 0, log_wrong)))
-    loss = factor * cross_entropy_of_logit(y, x)
-    if alpha is None:
-        return loss
-    alpha = jnp.asarray(alpha, x.dtype)
-    return (alpha * y + (1 - alpha) * (1 - y)) * loss
+    alpha = None if alpha is None else jnp.asarray(alpha, x.dtype)
+    return _focal(x, y, jnp.asarray(gamma, x.dtype), alpha)
+
+
+def _missed(x: Array, y: Array) -> Array:
+    """Return 1 - p_y, a sum of terms of one sign."""
+    return y * sigmoid(-x) + (1 - y) * sigmoid(x)
+
+
+def _weight(y: Array, alpha: Array | None) -> Array:
+    return jnp.ones_like(y) if alpha is None else alpha * y + (1 - alpha) * (1 - y)
+
+
+@jax.custom_jvp
+def _focal(x: Array, y: Array, gamma: Array, alpha: Array | None) -> Array:
+    return _weight(y, alpha) * power(_missed(x, y), gamma) * cross_entropy_of_logit(y, x)
+
+
+@_focal.defjvp
+def _(primals, tangents):
+    (x, y, gamma, alpha), (dx, dy, d_gamma, d_alpha) = primals, tangents
+    missed, h = _missed(x, y), finite(cross_entropy_of_logit(y, x))
+    # H / (1 - p_y) is at least 1: nothing underflows before it is multiplied.
+    certain = missed < float(jnp.finfo(x.dtype).smallest_normal)
+    one = jnp.where(certain, 1, missed)
+    ratio = jnp.where(certain, 1, h * reciprocal(one))
+    over_x = gamma * times((1 - 2 * y) * variance(x), ratio)
+    over_x = over_x + ((1 - y) * sigmoid(x) - y * sigmoid(-x))
+    over_y = -gamma * jnp.tanh(x / 2) * ratio - finite(x)
+    over_gamma = jnp.log(one) * h
+    change = _weight(y, alpha) * (over_x * dx + over_y * dy + over_gamma * d_gamma)
+    if alpha is not None:
+        change = change + h * ((2 * alpha - 1) * dy + (2 * y - 1) * d_alpha)
+    return _focal(x, y, gamma, alpha), power(missed, gamma) * change

@@ -13,9 +13,9 @@ from jax.typing import ArrayLike
 from jaxce import _checks, _softmax
 from jaxce._categorical_logits import finished, prepared
 from jaxce._softmax import total_over
+from jaxce.losses._reduction import AxisName, mesh_axes
 
 Axis = int | tuple[int, ...] | None
-AxisName = str | tuple[str, ...] | None
 
 
 class Rows(NamedTuple):
@@ -26,10 +26,6 @@ class Rows(NamedTuple):
     mask: Array | None  # entries that exist
     positions: tuple[int, ...]
     axes: _softmax.Axes  # positions and mesh axis names
-
-
-def _names(axis_name: AxisName) -> tuple[str, ...]:
-    return () if axis_name is None else (axis_name,) if isinstance(axis_name, str) else axis_name
 
 
 def _mask(where: ArrayLike | None, x: Array, positions: tuple[int, ...], name: str) -> Array | None:
@@ -52,7 +48,7 @@ def logits_rows(
     x = _checks.floating(name, logits)
     positions = tuple(range(x.ndim)) if axis is None else _checks.axes(axis, x.ndim, name)
     mask = _mask(where, x, positions, name)
-    axes = (*positions, *_names(axis_name))
+    axes = (*positions, *mesh_axes(axis_name))
     x, left = prepared(x, mask, axes)
     return Rows(x, left, mask, positions, axes)
 
@@ -146,6 +142,12 @@ def _soft(
     x = rows.x
     p = jnp.asarray(labels)
     if not jnp.issubdtype(p.dtype, jnp.floating):
+        if p.ndim == x.ndim - len(rows.positions) > 0:
+            raise ValueError(
+                f"labels: expected distributions of as many dimensions as logits {x.shape}, got "
+                f"{p.dtype} of shape {p.shape}. For class indices there is "
+                "softmax_cross_entropy_with_integer_labels."
+            )
         p = p.astype(x.dtype)  # a one-hot of integers or booleans is a distribution too
     p, x = _checks.floating_pair("labels", p, "logits", x)
     if 0 in [x.shape[a] for a in rows.positions]:
@@ -267,8 +269,14 @@ def _integer(
     axis: int | tuple[int, ...],
     axis_name: AxisName,
 ) -> Array:
+    _checks.order("logits", logits, "labels", labels, "In jaxce.losses predictions come first.")
     x = _checks.floating("logits", logits)
     positions = _checks.axes(axis, x.ndim, "logits")
+    if jnp.issubdtype(jnp.asarray(labels).dtype, jnp.floating):
+        raise TypeError(
+            f"labels: expected an integer dtype, class indices, got {jnp.asarray(labels).dtype}. "
+            "For distributions there is softmax_cross_entropy."
+        )
     labels = _checks.integers("labels", labels)
     keep = None
     if where is not None:
@@ -284,7 +292,7 @@ def _integer(
     if ignore_index is not None:
         counts = labels != jnp.asarray(ignore_index).astype(labels.dtype)
         keep = counts if keep is None else keep & counts
-    axes = (*positions, *_names(axis_name))
+    axes = (*positions, *mesh_axes(axis_name))
     (class_axis,) = positions
     if x.shape[class_axis] == 0:
         return jnp.sum(x, class_axis)  # no classes: nothing is left

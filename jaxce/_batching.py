@@ -1,0 +1,138 @@
+"""Batches of one size, with a mask of the rows that are real, on the devices they belong to."""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Batch = Any
+
+
+def sharding_of(mesh: Mesh | NamedSharding | None) -> NamedSharding | None:
+    """Return how rows are spread: over the first axis of a mesh, or as a sharding says."""
+    if isinstance(mesh, Mesh):
+        return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return mesh
+
+
+def replicated(tree: Any, sharding: NamedSharding | None) -> Any:
+    """Return a tree of arrays with a whole copy on each device."""
+    if sharding is None:
+        return tree
+    return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))
+
+
+def shards(sharding: NamedSharding | None) -> int:
+    """Return into how many parts the rows that this process gives are cut."""
+    if sharding is None:
+        return 1
+    names = sharding.spec[0]
+    names = names if isinstance(names, tuple) else (names,)
+    parts = math.prod(sharding.mesh.shape[name] for name in names if name is not None)
+    return -(-parts // jax.process_count())
+
+
+def _leaves(batch: Batch) -> list[tuple[str, Any]]:
+    return [
+        (f"batch{jax.tree_util.keystr(path)}", leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+    ]
+
+
+def _rows(batch: Batch) -> int:
+    """Return the length of the first axis, which all arrays of a batch share."""
+    lengths = {name: np.shape(leaf)[0] for name, leaf in _leaves(batch) if np.ndim(leaf)}
+    if not lengths:
+        raise ValueError("batch: expected arrays with an axis of examples, got none.")
+    name, rows = next(iter(lengths.items()))
+    for other, length in lengths.items():
+        if length != rows:
+            raise ValueError(
+                f"{other}: expected {rows} examples along the first axis, as in {name}, "
+                f"got {length}."
+            )
+    return rows
+
+
+def pieces(
+    batches: Iterable[Batch], size: int | None, multiple: int
+) -> Iterator[tuple[Batch, int]]:
+    """Cut batches that are larger than `size`; yield each piece with the size to fill it up to.
+
+    Args:
+        batches: Trees of arrays with rows along their first axes; without an axis, they are kept.
+        size: How many rows are a piece. None: as many as the first batch has.
+        multiple: `size` is raised to a multiple of this.
+    """
+    for batch in batches:
+        rows = _rows(batch)
+        if not (size or rows):
+            continue  # no size is known yet
+        size = -(-(size or rows) // multiple) * multiple
+        if rows <= size:
+            yield batch, size
+            continue
+        for start in range(0, rows, size):
+            cut = slice(start, start + size)
+            yield (
+                jax.tree.map(lambda leaf, cut=cut: leaf[cut] if np.ndim(leaf) else leaf, batch),
+                size,
+            )
+
+
+class Placer:
+    """Puts pieces on the devices, filled up, and makes their masks."""
+
+    def __init__(self, sharding: NamedSharding | None) -> None:
+        self._sharding = sharding
+        self._full: Array | None = None  # the mask of all full pieces
+
+    def __call__(self, piece: Batch, size: int) -> tuple[Batch, Array]:
+        """Return a piece with `size` rows, and which of them are real."""
+        rows = _rows(piece)
+        leaves, structure = jax.tree.flatten(piece)
+        names = [name for name, _ in _leaves(piece)]
+        placed = [self._placed(name, leaf, size) for name, leaf in zip(names, leaves, strict=True)]
+        batch = jax.tree.unflatten(structure, placed)
+        if rows < size:
+            return batch, self._put(np.arange(size) < rows)
+        if self._full is None:
+            self._full = self._put(np.ones(size, bool))
+        return batch, self._full
+
+    def _placed(self, name: str, leaf: Any, size: int) -> Array:
+        if np.ndim(leaf) and np.shape(leaf)[0] < size:
+            # The rows themselves again, because zeros may be an input that a model divides by.
+            array = np.asarray(leaf)
+            leaf = np.resize(array, (size, *array.shape[1:]))
+            leaf.flags.writeable = False
+        if isinstance(leaf, Array):
+            return leaf if self._sharding is None else jax.device_put(leaf, self._spread(leaf))
+        array = np.asarray(leaf)
+        _check_range(name, array)
+        # On a CPU jax borrows a NumPy array, and a step that is under way would see it change.
+        return self._put(array.copy() if array.flags.writeable else array)
+
+    def _put(self, array: np.ndarray) -> Array:
+        if self._sharding is None:
+            return jax.device_put(array)
+        return jax.make_array_from_process_local_data(self._spread(array), array)
+
+    def _spread(self, array: np.ndarray | Array) -> NamedSharding:
+        assert self._sharding is not None
+        spec = self._sharding.spec if array.ndim else PartitionSpec()
+        return NamedSharding(self._sharding.mesh, spec)
+
+
+def _check_range(name: str, array: np.ndarray) -> None:
+    """Refuse integers that jax would wrap to 32 bits, so that 2**32 became class 0."""
+    if array.dtype.kind in "iu" and array.size:
+        info = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+        if info.bits < array.dtype.itemsize * 8 and not (
+            info.min <= array.min() and array.max() <= info.max
+        ):
+            raise ValueError(f"{name}: expected integers of 32 bits, or jax_enable_x64.")

@@ -1,0 +1,126 @@
+"""What `jaxce evaluate` computes of each batch, and keeps: small, and the same whatever came."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxce import metrics
+from jaxce.metrics._batch import Batch
+from jaxce.metrics._metric import Metric
+from jaxce.metrics._totals import Total
+
+PER_BIT, MOST_BITS = 8, 64  # of the histogram of surprisals; its last bin is what lies beyond
+
+# How far log-probabilities may be from normalized: bfloat16 rounds one of -20 by up to 0.06.
+_SLACK = 0.1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Surprisals(Metric):
+    """A histogram of surprisals; on the way it sees the logits that are no distribution.
+
+    Attributes:
+        weight: Weight of the examples in each bin.
+        steps: How many batches were seen.
+        unsound: Batch and row of the first example whose logits are no distribution; or -1, -1.
+        normalized: Whether logits have to be log-probabilities.
+    """
+
+    weight: Total
+    steps: Array
+    unsound: Array
+    normalized: bool = field(metadata={"static": True})
+
+    @classmethod
+    def empty(cls, normalized: bool) -> Self:
+        """Return a histogram of nothing."""
+        weight = Total.empty((PER_BIT * MOST_BITS + 1,))
+        return cls(weight, jnp.zeros((), jnp.int32), jnp.full(2, -1, jnp.int32), normalized)
+
+    def add(self, batch: Batch) -> Self:
+        """Return the histogram with one batch more."""
+        bits = batch.cross_entropy / math.log(2)
+        keep = jnp.ones(batch.shape, bool) if batch.keep is None else batch.keep
+        # A NaN anywhere in an example's logits is one in its surprisal: no pass looks for it.
+        bad = jnp.isnan(bits)
+        if self.normalized:
+            bad = bad | ~(jnp.abs(batch.log_normalizer) <= _SLACK)
+        bad = bad & keep
+        here = jnp.stack((self.steps, jnp.argmax(bad).astype(jnp.int32)))
+        first = (self.unsound[0] < 0) & jnp.any(bad)
+        counted = jnp.where(keep & ~jnp.isnan(bits), bits, 0) * PER_BIT
+        bins = jnp.minimum(counted, PER_BIT * MOST_BITS).astype(jnp.int32)
+        return replace(
+            self,
+            weight=self.weight.merge(
+                batch.totals(jnp.ones_like(bits), bins, PER_BIT * MOST_BITS + 1)
+            ),
+            steps=self.steps + 1,
+            unsound=jnp.where(first, here, self.unsound),
+        )
+
+    def compute(self) -> Array:
+        """Return the weight of each bin."""
+        return self.weight.value()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scores:
+    """All that is kept of what an evaluation has seen."""
+
+    collection: metrics.Collection
+
+    @classmethod
+    def empty(cls, classes: int, with_bytes: bool, normalized: bool) -> Self:
+        """Return the scores of nothing."""
+        members: dict[str, Metric] = {
+            "cross_entropy": metrics.CrossEntropy.empty(),
+            "perplexity": metrics.Perplexity.empty(),
+            "top1": metrics.Accuracy.empty(),
+            "brier": metrics.BrierScore.empty(),
+            "calibration": metrics.CalibrationError.empty(),
+            "entropy": metrics.Entropy.empty(),
+            "surprisals": Surprisals.empty(normalized),
+        }
+        if classes > 5:
+            members["top5"] = metrics.Accuracy.empty(top_k=5)
+        if with_bytes:
+            members["bits_per_byte"] = metrics.BitsPerByte.empty()
+        return cls(metrics.Collection.empty(**members))
+
+    @property
+    def surprisals(self) -> Surprisals:
+        """The histogram."""
+        member = self.collection["surprisals"]
+        assert isinstance(member, Surprisals)
+        return member
+
+    @property
+    def steps(self) -> Array:
+        """How many batches were seen."""
+        return self.surprisals.steps
+
+    def compute(self) -> dict[str, Array]:
+        """Return what is shown while it runs."""
+        values = self.collection.compute()
+        return {"bits": values["cross_entropy"] / math.log(2), "top1": values["top1"]}
+
+
+@jax.jit
+def step(scores: Scores, batch: dict[str, Array], where: Array) -> Scores:
+    """Return the scores with one batch more.
+
+    Args:
+        scores: Those of the batches before.
+        batch: logits and labels and, if given, where, weights and bytes.
+        where: False for the rows that only fill up the last batch.
+    """
+    given = dict(batch)
+    keep = where & given.pop("where") if "where" in given else where
+    return Scores(scores.collection.update(**given, where=keep))

@@ -1,0 +1,306 @@
+"""Functions of logits that are the product of inputs and a kernel, a chunk of tokens at a time.
+
+The logits of all tokens never exist. What is asked for decides how often those of a chunk are made:
+
+- `per_token` gives one value per token. To differentiate it, each chunk is computed again: four
+  products of the size of the logits for a value and all gradients.
+- `weighted_total` gives one number, whose gradients are formed while the logits of a chunk are
+  there: three products, as many as a layer without any loss after it needs.
+
+Both are differentiable in forward and in reverse mode, to every order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+# Each part of a kernel's gradient is added in its turn: beside the gradient no second one is alive.
+_PARTS = 4
+
+
+class Head(NamedTuple):
+    """One linear layer: inputs [tokens, features], kernel, and bias [classes] or None."""
+
+    inputs: Any
+    kernel: Any
+    bias: Any
+
+
+class Plan(NamedTuple):
+    """What is known before any number is."""
+
+    loss: Callable[[tuple[Array, ...], Any, Any], Any]  # (logits, tokens, shared) -> per token
+    chunk: int  # tokens whose logits are alive at a time
+    class_axis: int  # of the kernels: 0 or 1
+    names: tuple[str, ...]  # mesh axes that the classes are spread over
+    dtype: jnp.dtype  # in which gradients of kernels are summed
+
+
+def _strided(x: Array, chunk: int) -> Array:
+    """Reshape [tokens, ...] to [chunk, chunks, ...], with zeros after the last token.
+
+    A chunk takes its tokens from all over the batch, so that it stays spread over devices as the
+    batch is.
+    """
+    count = -(-x.shape[0] // chunk)
+    missing = chunk * count - x.shape[0]
+    if missing:
+        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return x.reshape(chunk, count, *x.shape[1:])
+
+
+def _joined(x: Array, tokens: int) -> Array:
+    """Undo `_strided`."""
+    x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    return x if x.shape[0] == tokens else x[:tokens]
+
+
+def _chunked(tree: Any, chunk: int) -> Any:
+    """Reshape leaves [tokens, ...] to [chunks, chunk, ...], for a loop over the chunks."""
+    return jax.tree.map(lambda x: jnp.moveaxis(_strided(x, chunk), 1, 0), tree)
+
+
+def _unchunked(tree: Any, tokens: int) -> Any:
+    return jax.tree.map(lambda x: _joined(jnp.moveaxis(x, 0, 1), tokens), tree)
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def _dot(a: Array, b: Array, over: tuple[int, int], dtype: jnp.dtype) -> Array:
+    dims = (((over[0],), (over[1],)), ((), ()))
+    return lax.dot_general(a, b, dims, preferred_element_type=dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _product(class_axis: int, x: Array, kernel: Array, summed: Array) -> Array:
+    """Return x @ kernel; `summed` is the kernel once more, in the dtype of its gradient."""
+    return _dot(x, kernel, (1, 1 - class_axis), _wide(x.dtype))
+
+
+@_product.defjvp
+def _(class_axis, primals, tangents):
+    (x, kernel, summed), (dx, _, d_summed) = primals, tangents
+    over = (1, 1 - class_axis)
+    y = _product(class_axis, x, kernel, summed)
+    # Transposed, the first product takes the gradient of the logits in the narrow dtype of the
+    # inputs and the second in the wide one of the sum.
+    from_x = _dot(dx, kernel, over, x.dtype).astype(y.dtype)
+    return y, from_x + _dot(x.astype(summed.dtype), d_summed, over, summed.dtype).astype(y.dtype)
+
+
+def _logits(plan: Plan, x: Array, kernel: Array, summed: Array, bias: Array | None) -> Array:
+    y = _product(plan.class_axis, x, kernel, summed)
+    return y if bias is None else y + bias.astype(y.dtype).reshape(1, -1)
+
+
+def _varying_over(x: Array) -> frozenset[str]:
+    """Mesh axes inside `shard_map` on which x may differ from device to device."""
+    kind = jax.typeof(x)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+
+
+def _varying(tree: Any, names: frozenset[str]) -> Any:
+    """Mark what is the same on all devices as different, before the loop and not in each turn.
+
+    Its gradient is then summed over devices once, after the loop.
+    """
+
+    def mark(x: Array) -> Array:
+        missing = tuple(sorted(names - _varying_over(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, tree)
+
+
+def _vma(tree: Any) -> frozenset[str]:
+    return frozenset[str]().union(*map(_varying_over, jax.tree.leaves(tree)))
+
+
+def per_token(plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any) -> Any:
+    """Return plan.loss for every token, a pytree of arrays [tokens]."""
+    heads = _varying(heads, _vma((heads, tokens)))
+    # Not over the classes: what all devices agree on stays known to be the same.
+    shared, tokens = _varying((shared, tokens), _vma((heads, tokens)) - {*plan.names})
+    summed = [head.kernel.astype(plan.dtype) for head in heads]
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def chunk(inputs_and_tokens: Any) -> Any:
+        inputs, own = inputs_and_tokens
+        logits = tuple(
+            _logits(plan, x, head.kernel, wide, head.bias)
+            for x, head, wide in zip(inputs, heads, summed, strict=True)
+        )
+        return plan.loss(logits, own, shared)
+
+    inputs = tuple(head.inputs for head in heads)
+    values = lax.map(chunk, _chunked((inputs, tokens), plan.chunk))
+    return _unchunked(values, inputs[0].shape[0])
+
+
+def _total(values: Array, weights: Array) -> Array:
+    return jnp.sum(jnp.where(weights == 0, 0, values) * weights)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def weighted_total(
+    plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any, weights: Array
+) -> Array:
+    """Return the sum over tokens of weight times plan.loss; a weight of 0 leaves a token out."""
+    return _total(per_token(plan, heads, shared, tokens), weights)
+
+
+@partial(weighted_total.defjvp, symbolic_zeros=True)
+def _(plan, primals, tangents):
+    weights = primals[-1]
+    *moving, _, d_weights = tangents
+    given = [(i, t) for i, t in enumerate(_leaves(moving)) if not isinstance(t, SymbolicZero)]
+    values, gradients = _with_gradients(plan, primals, tuple(i for i, _ in given))
+    total = _total(values, weights)
+    change = jnp.zeros_like(total)
+    for gradient, (_, tangent) in zip(gradients, given, strict=True):
+        inner = jnp.sum(gradient * tangent.astype(gradient.dtype)).astype(total.dtype)
+        partial_over = _varying_over(inner) & {*plan.names} if _vma(primals) else {*plan.names}
+        change = change + (lax.psum(inner, tuple(sorted(partial_over))) if partial_over else inner)
+    if not isinstance(d_weights, SymbolicZero):
+        change = change + jnp.sum(values * d_weights)
+    return total, change
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, SymbolicZero))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 2))
+def _with_gradients(
+    plan: Plan, operands: tuple[Any, ...], wanted: tuple[int, ...]
+) -> tuple[Array, list[Array]]:
+    return _sweep(plan, operands, wanted)
+
+
+@_with_gradients.defjvp
+def _(plan, wanted, primals, tangents):
+    # The derivative that JAX would take anyway. Without a rule of its own the loop would lose the
+    # rules of the functions inside it where this is differentiated in reverse (JAX 0.10).
+    return jax.jvp(lambda operands: _sweep(plan, operands, wanted), primals, tangents)
+
+
+def _sweep(
+    plan: Plan, operands: tuple[Any, ...], wanted: tuple[int, ...]
+) -> tuple[Array, list[Array]]:
+    """Return the values, and the gradients of their weighted sum for the wanted leaves.
+
+    The leaves are those of (heads, shared). On a mesh the gradients are this device's share.
+    """
+    heads, shared, tokens, weights = operands
+    leaves, structure = jax.tree.flatten((heads, shared))
+    is_wanted = jax.tree.unflatten(structure, [i in wanted for i in range(len(leaves))])
+    share = weights
+    if plan.names and not _vma(heads):
+        # shard_map(check_vma=False): psum is its own transpose, and sums the share of all devices.
+        share = weights / lax.axis_size(plan.names)
+
+    def zeros(x: Array | None, wants: bool, dtype: Any) -> Array | None:
+        return jnp.zeros_like(x, dtype=dtype) if wants and x is not None else None
+
+    # Chunks are read out of the inputs where they lie, and their gradients written likewise.
+    varying = _vma((heads, tokens, weights))
+    agreed = varying - {*plan.names}
+    shared = _varying(shared, agreed)
+    inputs = [_varying(_strided(head.inputs, plan.chunk), varying) for head in heads]
+    start = (
+        [
+            Head(
+                zeros(x, w.inputs, _wide(x.dtype) if plan.names else x.dtype),
+                zeros(head.kernel, w.kernel, plan.dtype),
+                zeros(head.bias, w.bias, plan.dtype),
+            )
+            for x, head, w in zip(inputs, heads, is_wanted[0], strict=True)
+        ],
+        jax.tree.map(lambda x, w: zeros(x, w, x.dtype), shared, is_wanted[1]),
+    )
+    start = _varying(start[0], varying), _varying(start[1], agreed)
+
+    def step(sums: Any, chunk: Any) -> Any:
+        index, own, own_weights = chunk
+        own_inputs = [lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in inputs]
+        logits = tuple(
+            _logits(plan, x, head.kernel, head.kernel, head.bias)
+            for x, head in zip(own_inputs, heads, strict=True)
+        )
+        values, pull = jax.vjp(
+            lambda logits, shared: plan.loss(logits, own, shared), logits, shared
+        )
+        over_logits, over_shared = pull(own_weights.astype(values.dtype))
+        head_sums, shared_sums = sums
+        head_sums = [
+            _plus_gradients(plan, total, x, head.kernel, g, index)
+            for total, x, head, g in zip(head_sums, own_inputs, heads, over_logits, strict=True)
+        ]
+        shared_sums = jax.tree.map(
+            lambda a, b: a if a is None else a + b, shared_sums, over_shared, is_leaf=_is_none
+        )
+        return (head_sums, shared_sums), values
+
+    chunks = _chunked((tokens, share), plan.chunk)
+    count = -(-weights.shape[0] // plan.chunk)
+    (head_sums, shared_sums), values = lax.scan(
+        step, start, (jnp.arange(count), *_varying(chunks, agreed))
+    )
+    tokens_of = partial(_joined, tokens=weights.shape[0])
+    gradients = tuple(
+        total._replace(inputs=None if total.inputs is None else tokens_of(total.inputs))
+        for total in head_sums
+    )
+    return _unchunked(values, weights.shape[0]), jax.tree.leaves((gradients, shared_sums))
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _plus_gradients(
+    plan: Plan, total: Head, x: Array, kernel: Array, g: Array, index: Array
+) -> Head:
+    """Add what a chunk, of logits with gradient g, gives to the gradients that are wanted."""
+    over_inputs, over_kernel, over_bias = total
+    narrow = g.astype(x.dtype)
+    if over_inputs is not None:
+        own = _dot(narrow, kernel, (1, plan.class_axis), over_inputs.dtype)
+        over_inputs = lax.dynamic_update_index_in_dim(over_inputs, own, index, 1)
+    if over_kernel is not None:
+        over_kernel = _plus_product(over_kernel, x, narrow, plan.class_axis)
+    if over_bias is not None:
+        over_bias = over_bias + jnp.sum(g, 0).astype(over_bias.dtype)
+    return Head(over_inputs, over_kernel, over_bias)
+
+
+def _plus_product(total: Array, x: Array, g: Array, class_axis: int) -> Array:
+    """Return total plus the gradient of the kernel, x^T g or its transpose."""
+    features = x.shape[1]
+
+    def plus_part(start: Any, size: int, total: Array) -> Array:
+        own = lax.dynamic_slice(x, (zero, start), (x.shape[0], size))
+        product = (
+            _dot(own, g, (0, 0), total.dtype) if class_axis else _dot(g, own, (0, 0), total.dtype)
+        )
+        at = (start, zero) if class_axis else (zero, start)
+        old = lax.dynamic_slice(total, at, product.shape)
+        return lax.dynamic_update_slice(total, old + product, at)
+
+    size = max(features // _PARTS, 1)
+    # Unsigned, so that no negative index has to be looked for: with one index for what is read and
+    # what is written, the compiler adds in place.
+    starts = jnp.arange(0, features - size + 1, size, dtype=jnp.uint32)
+    zero = jnp.zeros((), jnp.uint32)
+    total, _ = lax.scan(lambda t, start: (plus_part(start, size, t), None), total, starts)
+    rest = features % size
+    return plus_part(jnp.uint32(features - rest), rest, total) if rest else total

@@ -1,0 +1,267 @@
+"""One batch as the metrics see it: what each example counts, and its numbers, computed once.
+
+A metric asks for the numbers that it adds up. All metrics of a collection ask the same `Batch`, so
+that what they share is computed once, and what none of them needs is not computed at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxce import _checks, _softmax, losses
+from jaxce._categorical_logits import prepared
+from jaxce._numerics import expm1
+from jaxce._softmax import own_pass, total_over
+from jaxce.metrics._totals import Total
+
+
+class Examples:
+    """Which examples count, and how much."""
+
+    def __init__(self, shape: tuple[int, ...], keep: Array | None, weights: ArrayLike | None):
+        self.shape = shape
+        self.keep = keep
+        self.weights: Array | None = None
+        if weights is not None:
+            self.weights = self.per_example("weights", weights)
+            # A weight of 0 leaves an example out, like where: 0 * inf is not asked for.
+            kept = self.weights != 0
+            self.keep = kept if keep is None else keep & kept
+
+    def total(self, values: Array) -> Total:
+        """Weighted sum of one value per example; the values of others may be NaN."""
+        return Total.of(self._kept(values), self._kept_weights)
+
+    def totals(self, values: Array, bins: Array, size: int) -> Total:
+        """The same for each of `size` bins; `bins` are indices."""
+        return Total.of_bins(self._kept(values), bins, size, self._kept_weights)
+
+    def per_example(self, name: str, x: ArrayLike) -> Array:
+        """Return one number per example, as a floating array."""
+        x = jnp.asarray(x)
+        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+        try:
+            return jnp.broadcast_to(x, self.shape)
+        except ValueError:
+            raise ValueError(
+                f"{name}: expected a shape that broadcasts to {self.shape}, one number per "
+                f"example, got {x.shape}."
+            ) from None
+
+    @cached_property
+    def weight(self) -> Total:
+        """How many examples count or, with weights, how much they weigh."""
+        if self._kept_weights is not None:
+            return Total.of(self._kept_weights)
+        return Total.count(jnp.ones(self.shape, bool) if self.keep is None else self.keep)
+
+    @cached_property
+    def _kept_weights(self) -> Array | None:
+        return None if self.weights is None else self._kept(self.weights)
+
+    def _kept(self, values: Array) -> Array:
+        return values if self.keep is None else jnp.where(self.keep, values, 0)
+
+
+class Batch(Examples):
+    """Logits with labels. Every property has one number per example; those left out may be NaN."""
+
+    def __init__(
+        self,
+        logits: ArrayLike,
+        labels: ArrayLike | None,
+        where: ArrayLike | None,
+        weights: ArrayLike | None,
+        bytes: ArrayLike | None = None,
+    ):
+        x = _checks.floating("logits", logits)
+        self._axes = _checks.axes(-1, x.ndim, "logits")
+        if x.shape[-1] == 0:
+            raise ValueError(f"logits: expected at least one class, got shape {x.shape}.")
+        keep = mask = None
+        if where is not None:
+            where = jnp.asarray(where)
+            if where.ndim == x.ndim - 1:
+                keep = _checks.mask(where, x.shape[:-1], "the batch")
+            else:
+                mask = _checks.mask(where, x.shape, "logits")
+        x, left = prepared(x, mask, self._axes)
+        keep = keep if left is None else left
+        self._labels = self._target = None
+        self.bad_labels: Total = Total.empty()
+        if labels is not None and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+            self._labels = _checks.integers("labels", labels)
+            _checks.classes("labels", self._labels, "logits", x.shape, self._axes)
+            good = (self._labels >= 0) & (self._labels < x.shape[-1])
+            self.bad_labels = Total.count(~good if keep is None else keep & ~good)
+            keep = good if keep is None else keep & good
+        elif labels is not None:
+            p, x = _checks.floating_pair("labels", labels, "logits", x)
+            self._target = p if mask is None else jnp.where(mask, p, 0)
+        self._x = x
+        # Not when first asked for: that may be inside a branch, which nothing leaves.
+        self._partition = _softmax.partition(x, self._axes)
+        self._bytes_given = bytes
+        super().__init__(x.shape[:-1], keep, weights)
+
+    @property
+    def bytes(self) -> Array:
+        """Of text."""
+        if self._bytes_given is None:
+            raise TypeError("bytes: expected the bytes of text per token, got None.")
+        return self.per_example("bytes", self._bytes_given)
+
+    @cached_property
+    def _label(self) -> Array:
+        """Class index; of a distribution its most probable class, the first of several."""
+        if self._labels is not None:
+            return jnp.expand_dims(self._labels, -1)
+        if self._target is None:
+            raise TypeError("labels: expected class indices or distributions, got None.")
+        return jnp.argmax(self._target, -1, keepdims=True).astype(jnp.int32)
+
+    @cached_property
+    def _label_logit(self) -> Array:
+        return _softmax.at_class(self._x, self._label, self._axes)[0]
+
+    @cached_property
+    def _surprisal(self) -> Array:
+        """Of the label, in nats; the class axis has length 1."""
+        return (self._partition.maximum - self._label_logit) + self._partition.excess
+
+    @cached_property
+    def cross_entropy(self) -> Array:
+        """In nats."""
+        s = self._partition
+        if self._target is not None:
+            p = jnp.where(self._target == 0, 0, self._target)
+            mass = total_over(p, self._axes)
+            value = _softmax.expected_surprisal(p, mass, self._x, s, self._axes)
+        else:
+            value = self._surprisal
+        return self._of_example(value)
+
+    @cached_property
+    def kl_divergence(self) -> Array:
+        """In nats; an index stands for a certainty, whose entropy is 0."""
+        if self._target is None:
+            return self.cross_entropy
+        return losses.kl_divergence(self._x, self._target)
+
+    @cached_property
+    def entropy(self) -> Array:
+        """Of the prediction, in nats."""
+        s = self._partition
+        return self._of_example(s.excess + _softmax.mean_gap(self._x, s, self._axes))
+
+    @property
+    def log_normalizer(self) -> Array:
+        """In nats; 0 for log-probabilities."""
+        return self._of_example(self._partition.maximum + self._partition.excess)
+
+    @cached_property
+    def odds_against(self) -> Array:
+        """Of the predicted class: (1 - p) / p, accurate also where p is almost 1."""
+        return self._of_example(self._partition.rest)
+
+    @cached_property
+    def doubt(self) -> Array:
+        """1 - p of the predicted class."""
+        return self._of_example(self._partition.rest / self._partition.total)
+
+    @cached_property
+    def rank(self) -> Array:
+        """How many classes come before the label: with larger logits, or equal ones and before it.
+
+        So the label is among the k first exactly where `jax.lax.top_k` has it.
+        """
+        x, logit = self._x, self._label_logit
+        before = self._as_bytes(lambda: (x > logit) | ((x == logit) & self._is_before_label()))
+        return total_over(before.astype(x.dtype), self._axes)
+
+    @cached_property
+    def is_first(self) -> Array:
+        """1 where rank is 0, else 0; cheaper, because ties matter only at the maximum."""
+        x, s = self._x, self._partition
+        first = (self._label_logit == s.maximum).astype(x.dtype)
+
+        def by_index() -> Array:
+            earlier = self._as_bytes(lambda: (x == s.maximum) & self._is_before_label())
+            return first * (1 - _softmax.max_over(earlier, self._axes)).astype(x.dtype)
+
+        def if_tied() -> Array:
+            # The maxima counted in arithmetic that vectorizes.
+            huge = 2 / float(jnp.finfo(x.dtype).tiny)
+            ties = total_over(jnp.maximum(1 - (s.maximum - x) * huge, 0), self._axes)
+            return lax.cond(jnp.any(first * ties > 1), by_index, lambda: first)
+
+        def on_cpu() -> Array:
+            # Two maxima make the total 2. The bytes that by_index writes are quick while they fit
+            # in memory that is at hand.
+            may_tie = jnp.any(first * s.total > 1.99)
+            return lax.cond(may_tie, by_index if x.size <= 2**24 else if_tied, lambda: first)
+
+        return lax.platform_dependent(cpu=on_cpu, default=by_index)
+
+    def _is_before_label(self) -> Array:
+        x, axis = self._x, self._x.ndim - 1
+        spread = jax.typeof(x).sharding if _softmax.is_spread(x, axis) else None
+        return lax.broadcasted_iota(jnp.int32, x.shape, axis, out_sharding=spread) < self._label
+
+    def _as_bytes(self, compute: Callable[[], Array]) -> Array:
+        """Return 1 where what is computed is True, else 0.
+
+        XLA:CPU does not vectorize a comparison inside a sum, but one that is written out.
+        """
+
+        def direct() -> Array:
+            return compute().astype(jnp.int8)
+
+        def written() -> Array:
+            holds = jnp.all(self._partition.total != -1)
+            return lax.cond(holds, direct, lambda: jnp.zeros_like(self._x, jnp.int8))
+
+        return lax.platform_dependent(cpu=written, default=direct)
+
+    def correct(self, top_k: int) -> Array:
+        """1 where the label is among the first classes, 0 where not, NaN where logits are NaN."""
+        if top_k == 1 and "rank" not in vars(self):
+            first = self.is_first
+        else:
+            first = (self.rank < top_k).astype(self._x.dtype)
+        return self._of_example(first) + 0 * self.odds_against
+
+    @cached_property
+    def brier_score(self) -> Array:
+        """Squared distance of the predicted from the true distribution."""
+        x, s, axes = self._x, self._partition, self._axes
+        if self._target is not None:
+            p = self._target
+
+            def distance() -> Array:
+                return total_over(jnp.square(jnp.exp(x - s.maximum) / s.total - p), axes)
+
+            return self._of_example(own_pass(distance, s.total))
+
+        # Where the label has most of the probability, its square is left out, not subtracted: the
+        # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
+        weight = jnp.exp(self._label_logit - s.maximum)
+        likely = (weight == 1) & (s.rest < 1)
+        least = jnp.where(likely, 0, 2).astype(x.dtype)
+
+        def squares() -> Array:
+            w = jnp.exp(x - s.maximum)
+            return total_over(jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least)), axes)
+
+        rest = own_pass(squares, s.total) - jnp.where(likely, 0, jnp.square(weight))
+        missed = expm1(-self._surprisal)
+        return self._of_example(rest / jnp.square(s.total) + jnp.square(missed))
+
+    def _of_example(self, value: Array) -> Array:
+        return _softmax.without(value, self._axes)
