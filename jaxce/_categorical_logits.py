@@ -244,7 +244,7 @@ def cross_entropy_with_logits(
     """
     unit = _checks.nats_per_unit(base)
     _checks.order("q_logits", q_logits, "p", p, "True distributions and labels come first here.")
-    p = jnp.asarray(p)
+    p = _checks.array("p", p)
     if jnp.issubdtype(p.dtype, jnp.integer):
         return _class_cross_entropy(_checks.integers("p", p), q_logits, axis, where, unit)
     p, x = _checks.floating_pair("p", p, "q_logits", q_logits)

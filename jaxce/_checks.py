@@ -24,16 +24,23 @@ def _float_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
+def array(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as an array."""
+    if x is None:  # which passes through jit as a tree without leaves
+        raise TypeError(f"{name}: expected an array, got None.")
+    return jnp.asarray(x)
+
+
 def floating(name: str, x: ArrayLike) -> jax.Array:
     """Return `x` as a float32 or float64 array; integers, booleans and complex are refused."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     # A weak type (a Python float) would let the result's dtype depend on what it meets later.
     return jax.lax.convert_element_type(x, _float_dtype(name, x.dtype))
 
 
 def integers(name: str, x: ArrayLike) -> jax.Array:
     """Return `x` as an integer array wide enough for any class index."""
-    x = jnp.asarray(x)
+    x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, class indices, got {x.dtype}.")
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
@@ -43,7 +50,7 @@ def order(
     logits_name: str, logits: ArrayLike, labels_name: str, labels: ArrayLike, rule: str
 ) -> None:
     """Refuse integer logits with floating labels: they were given in the other order."""
-    x, y = jnp.asarray(logits).dtype, jnp.asarray(labels).dtype
+    x, y = array(logits_name, logits).dtype, array(labels_name, labels).dtype
     if jnp.issubdtype(x, jnp.integer) and jnp.issubdtype(y, jnp.floating):
         raise TypeError(
             f"{logits_name}: expected a floating dtype, got {x}, while {labels_name} has {y}. "

@@ -73,7 +73,7 @@ def code_lengths(p: ArrayLike, *, base: int = 2) -> jax.Array:
 
     Source: Shannon, "A Mathematical Theory of Communication" (1948), section 9.
     """
-    given = jnp.asarray(p).dtype
+    given = _checks.array("p", p).dtype
     p = lax.stop_gradient(_checks.floating("p", p))
     tiny = float(jnp.finfo(p.dtype).tiny)
     # A search among the powers themselves: the logarithm of an exact power may be rounded up, and
@@ -201,7 +201,7 @@ def expected_length(p: ArrayLike, lengths: ArrayLike, *, axis: _checks.Axis = -1
 
 def _lengths(lengths: ArrayLike, dtype: np.dtype[Any]) -> jax.Array:
     """Return lengths as a floating array: integer ones in `dtype`."""
-    lengths = jnp.asarray(lengths)
+    lengths = _checks.array("lengths", lengths)
     if jnp.issubdtype(lengths.dtype, jnp.integer):
         return lengths.astype(dtype)
     if not jnp.issubdtype(lengths.dtype, jnp.floating):

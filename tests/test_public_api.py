@@ -5,9 +5,12 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 import jaxce
+import jaxce.coding
+import jaxce.losses
 from tests.cases import MEASURES
 
 FUNCTIONS = {m.name for m in MEASURES}
@@ -111,3 +114,23 @@ def test_import_needs_jax_alone():
 
 def test_the_isolation_test_can_fail():
     assert loaded_by("import jaxce, mpmath") == ["mpmath"]
+
+
+@pytest.mark.parametrize("argument", [0, 1])
+@pytest.mark.parametrize("module", [jaxce, jaxce.coding, jaxce.losses], ids=lambda m: m.__name__)
+def test_none_for_an_array(module, argument):
+    """None passes through jit as a tree without leaves; it is refused by name."""
+    refused = 0
+    for name in module.__all__:
+        function = getattr(module, name)
+        if not inspect.isfunction(inspect.unwrap(function)):
+            continue
+        parameters = inspect.signature(function).parameters.values()
+        required = [p.name for p in parameters if p.default is p.empty]
+        given = {p: np.full((2, 2), 0.5, np.float32) for p in required}
+        if len(required) <= argument or required[argument] in ("cap", "alpha"):
+            continue  # a number
+        with pytest.raises(TypeError, match=f"^{required[argument]}: expected an array, got None"):
+            function(**given | {required[argument]: None})
+        refused += 1
+    assert refused

@@ -79,7 +79,7 @@ def softmax_focal_loss(
 
     Source: Lin et al., "Focal Loss for Dense Object Detection" (2017).
     """
-    labels = jnp.asarray(labels)
+    labels = _checks.array("labels", labels)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         loss = softmax_cross_entropy_with_integer_labels(logits, labels, axis, where)
         return _focal(loss, jnp.asarray(gamma, loss.dtype))

@@ -48,7 +48,7 @@ def head(
     inputs: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, class_axis: int, who: str = ""
 ) -> _chunks.Head:
     """Check one linear layer; return it in one dtype."""
-    x, w = jnp.asarray(inputs), jnp.asarray(kernel)
+    x, w = _checks.array(f"{who}inputs", inputs), _checks.array(f"{who}kernel", kernel)
     for name, a in ((f"{who}inputs", x), (f"{who}kernel", w)):
         if not jnp.issubdtype(a.dtype, jnp.floating):
             raise TypeError(f"{name}: expected a floating dtype, got {a.dtype}.")

@@ -15,7 +15,7 @@ from jaxce._numerics import power, reciprocal
 
 def _pair(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     x = _checks.floating("logits", logits)
-    y = jnp.asarray(labels)
+    y = _checks.array("labels", labels)
     if not jnp.issubdtype(y.dtype, jnp.floating):
         y = y.astype(x.dtype)  # labels 0 and 1 may be integers or booleans
     return _checks.floating_pair("logits", x, "labels", y)

@@ -140,7 +140,7 @@ def _soft(
 ) -> Array:
     rows = logits_rows(logits, axis, where, axis_name)
     x = rows.x
-    p = jnp.asarray(labels)
+    p = _checks.array("labels", labels)
     if not jnp.issubdtype(p.dtype, jnp.floating):
         if p.ndim == x.ndim - len(rows.positions) > 0:
             raise ValueError(

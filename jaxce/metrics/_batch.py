@@ -44,7 +44,7 @@ class Examples:
 
     def per_example(self, name: str, x: ArrayLike) -> Array:
         """Return one number per example, as a floating array."""
-        x = jnp.asarray(x)
+        x = _checks.array(name, x)
         x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
         try:
             return jnp.broadcast_to(x, self.shape)
