@@ -173,7 +173,9 @@ def _(primals, tangents):
 
 @jax.custom_jvp
 def cross_entropy_of_logit(p: Array, x: Array) -> Array:
-    return times(p, softplus(-x)) + times(1 - p, softplus(x))
+    # p softplus(-x) + (1 - p) softplus(x): what both have in common, and |x| if x is wrong
+    wrong = jnp.where(x > 0, 1 - p, p)
+    return log1p(jnp.exp(-jnp.abs(x))) + times(wrong, jnp.abs(x))
 
 
 @cross_entropy_of_logit.defjvp

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxce import _checks, _softmax, _softmax_pair
 from jaxce._jit import jit_measure
-from jaxce._numerics import where_nonzero
+from jaxce._numerics import still_at_zero
 from jaxce._softmax import Axes
 
 
@@ -253,7 +253,7 @@ def cross_entropy_with_logits(
     if 0 in [x.shape[a] for a in axes]:
         return jnp.sum(x, axes)
     x, left = prepared(x, mask, axes)
-    p = where_nonzero(p, p if mask is None else jnp.where(mask, p, 0))
+    p = still_at_zero(p if mask is None else jnp.where(mask, p, 0))
     return finished(_softmax.cross_entropy(p, x, axes)[0], left, unit)
 
 

@@ -24,7 +24,7 @@ def _float_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
-def array(name: str, x: ArrayLike) -> jax.Array:
+def array(name: str, x: ArrayLike | None) -> jax.Array:
     """Return `x` as an array."""
     if x is None:  # which passes through jit as a tree without leaves
         raise TypeError(f"{name}: expected an array, got None.")

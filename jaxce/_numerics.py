@@ -18,6 +18,18 @@ def where_nonzero(p: jax.Array, value: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+def still_at_zero(p: jax.Array) -> jax.Array:
+    """Return p; where it is 0 its derivative is 0: `where_nonzero(p, p)` without a selection."""
+    return p
+
+
+@still_at_zero.defjvp
+def _(primals, tangents):
+    (p,), (dp,) = primals, tangents
+    return p, where_nonzero(p, dp)
+
+
+@jax.custom_jvp
 def reciprocal(x: jax.Array) -> jax.Array:
     """Return 1 / x; its derivative does not form x**2, which underflows."""
     return 1 / x
@@ -107,6 +119,11 @@ def _terms(x: jax.Array, float32: int, float64: int) -> int:
     return float32 if x.dtype == jnp.float32 else float64
 
 
+def exp_series(s: jax.Array) -> jax.Array:
+    r"""Return \(e^s - 1 - s = \sum_{k \ge 2} s^k / k!\) for s in [-1, 1]."""
+    return s * s * _polynomial(s, [1 / math.factorial(k + 2) for k in range(_terms(s, 10, 17))])
+
+
 def _expm1_parts(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Split t into s in [-1, 1] and the rest w; return s, w, exp(s) - 1 - s and exp(t) - exp(s).
 
@@ -114,8 +131,7 @@ def _expm1_parts(t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arr
     """
     s = jnp.clip(t, -1, 1)
     w = t - s
-    # sum_{k>=2} s^k / k!
-    series = s * s * _polynomial(s, [1 / math.factorial(k + 2) for k in range(_terms(t, 10, 17))])
+    series = exp_series(s)
     return s, w, series, (1 + (s + series)) * (jnp.exp(w) - 1)
 
 
@@ -173,6 +189,8 @@ def minus_log1p(r: jax.Array) -> jax.Array:
 
 def log1p(r: jax.Array) -> jax.Array:
     """Return log(1 + r) to a few ulp (XLA's own float64 version loses 7 bits near r = -0.41)."""
+    if r.dtype == jnp.float32:
+        return jnp.log1p(r)
     small = _small_ratio(r)
     x = jnp.where(small, r, 0)
     return jnp.where(small, x - minus_log1p(x), jnp.log(1 + jnp.where(small, 0, r)))

@@ -16,7 +16,7 @@ one maximum, so that it keeps its digits when one class has nearly all the proba
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +26,14 @@ from jax.custom_derivatives import SymbolicZero
 from jaxce._numerics import log1p, two_difference
 
 Axes = tuple[int | str, ...]
+T = TypeVar("T")
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
 # Below this total the plain logarithm of it loses more than a few digits.
 _CONFIDENT = 1.125
-# Below this total the gaps that matter are large, and so is the rounding of x - maximum.
-_LARGE_GAPS = 1 + 2.0**-16
+# Below this total the gaps that matter are above 13, and so large is the rounding of x - maximum.
+_LARGE_GAPS = 1 + 2.0**-20
 
 
 class Partition(NamedTuple):
@@ -69,15 +70,31 @@ def _class_index(x: Array, axis: int, dtype: jnp.dtype) -> Array:
     return lax.broadcasted_iota(dtype, shape, axis)
 
 
+def _few(x: Array, axes: Axes) -> list[Array]:
+    """Return x class by class if the classes are few: XLA:CPU vectorizes no short sum."""
+    if not (len(positions := _positions(axes)) == 1 and 0 < x.shape[axis := positions[0]] < 16):
+        return []
+    if is_spread(x, axis):
+        return []
+    return [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
+
+
 def total_over(x: Array, axes: Axes) -> Array:
     """Sum over axes, which are kept with length 1, and over named mesh axes."""
     total = jnp.sum(x, _positions(axes), keepdims=True)
     return lax.psum(total, _names(axes)) if _names(axes) else total
 
 
+def sum_of_values(x: Array, axes: Axes) -> Array:
+    """The same where no derivative is taken: quicker for few classes, but dear to transpose."""
+    few = _few(x, axes)
+    return total_over(reduce(jnp.add, few) if few else x, axes)
+
+
 def max_over(x: Array, axes: Axes) -> Array:
     """Maximum over axes, which are kept with length 1, and over named mesh axes."""
-    maximum = jnp.max(x, _positions(axes), keepdims=True)
+    few = _few(x, axes)
+    maximum = reduce(jnp.maximum, few) if few else jnp.max(x, _positions(axes), keepdims=True)
     return lax.pmax(maximum, _names(axes)) if _names(axes) else maximum
 
 
@@ -98,13 +115,17 @@ def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     return gap, jnp.exp(-gap) * (1 - error)
 
 
-def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
-    """Sum of exp(x - maximum) over the classes whose weight does not round to 1.
+def _unless_1(weight: Array) -> Array:
+    """Return the weight, or 0 where it is 1.
 
-    In plain arithmetic, because a comparison would stop the compiler from vectorizing the sum.
+    In plain arithmetic, because a comparison would stop the compiler from vectorizing a sum of it.
     """
-    weight = weights(x, maximum)[1] if exact else jnp.exp(x - maximum)
-    return total_over(jnp.minimum(weight, (1 - weight) * 2.0**54), axes)
+    return jnp.minimum(weight, (1 - weight) * 2.0**54)
+
+
+def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
+    """Sum of exp(x - maximum) over the classes whose weight does not round to 1."""
+    return total_over(_unless_1(weights(x, maximum)[1] if exact else jnp.exp(x - maximum)), axes)
 
 
 def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
@@ -126,41 +147,50 @@ def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     return maximum, total, lax.platform_dependent(cpu=on_cpu, default=exact)
 
 
-def _sums_of_few(x: Array, axis: int) -> tuple[Array, Array, Array]:
-    """The same for a few classes, class by class: one loop over the examples, without branches."""
-    columns = [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
-    maximum = reduce(jnp.maximum, columns)
-    each = [weights(column, maximum)[1] for column in columns]
-    others = reduce(jnp.add, [jnp.minimum(weight, (1 - weight) * 2.0**54) for weight in each])
-    return maximum, reduce(jnp.add, each), others
+def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """The same for a few classes: loops over the examples, without the axis."""
+
+    def sums(*, exact: bool) -> tuple[Array, Array, Array]:
+        columns = [without(column, axes) for column in _few(x, axes)]
+        maximum = reduce(jnp.maximum, columns)
+        each = [weights(c, maximum)[1] if exact else jnp.exp(c - maximum) for c in columns]
+        others = reduce(jnp.add, [_unless_1(weight) for weight in each])
+        return maximum, reduce(jnp.add, each), others
+
+    def on_cpu() -> tuple[Array, Array, Array]:
+        def like() -> tuple[Array, Array, Array]:
+            one = without(_few(x, axes)[0], axes)
+            return one, one, one
+
+        _, total, others = quick = own_pass(partial(sums, exact=False), like)
+        large = (total < _CONFIDENT) & (others < _LARGE_GAPS - 1)
+        return lax.cond(jnp.any(large), partial(sums, exact=True), lambda: quick)
+
+    return lax.platform_dependent(cpu=on_cpu, default=partial(sums, exact=True))
 
 
-def partition(x: Array, axes: Axes, *, written: bool = False) -> Partition:
-    """Return the parts of the softmax.
+def partition(x: Array, axes: Axes) -> Partition:
+    """Return the parts of the softmax."""
+    if _few(x, axes) and not _names(axes):
+        return _parts(*_sums_of_few(x, axes), axes)
+    maximum, total, others = (without(part, axes) for part in _sums(x, axes))
+    return _parts(maximum, total, others, axes)
 
-    With `written` they are stored where the compiler would rather compute those of a few classes
-    again for every class that uses them, as a gradient does.
+
+def with_axes(x: Array, axes: Axes) -> Array:
+    """Put back, with length 1, the axes that `without` drops.
+
+    XLA:CPU vectorizes no logarithm along a last axis of length 1: it is taken without it.
     """
-    positions = _positions(axes)
-    few = len(axes) == len(positions) == 1 and x.shape[positions[0]] < 16
-    if not few or is_spread(x, positions[0]):
-        return _parts(*_sums(x, axes))
-
-    def compute() -> Partition:
-        return _parts(*_sums_of_few(x, positions[0]))
-
-    first = lax.slice_in_dim(x, 0, 1, axis=positions[0])
-    return own_pass(compute, jnp.abs(first), Partition(*(first,) * 4)) if written else compute()
+    return jnp.expand_dims(x, _positions(axes))
 
 
-def _parts(maximum: Array, total: Array, others: Array) -> Partition:
+def _parts(maximum: Array, total: Array, others: Array, axes: Axes) -> Partition:
     # Where one class has most of the probability, log(total) has lost the digits of the others:
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
     confident = total < _CONFIDENT
     rest = jnp.where(confident, others, total - 1)
-    small = jnp.where(confident, others, 0)
-    log1p_small = jnp.log1p(small) if total.dtype == jnp.float32 else log1p(small)
-    return Partition(maximum, total, rest, jnp.where(confident, log1p_small, jnp.log(total)))
+    return Partition(*(with_axes(part, axes) for part in (maximum, total, rest, log1p(rest))))
 
 
 def softmax_less(p: Array, x: Array, s: Partition, mass: Array) -> Array:
@@ -169,18 +199,19 @@ def softmax_less(p: Array, x: Array, s: Partition, mass: Array) -> Array:
     return ((mass - p) * weight + p * ((weight - 1) - s.rest)) / s.total
 
 
-def own_pass(compute: Callable[[], Any], after: Array, like: Any = None) -> Any:
+def own_pass(compute: Callable[[], T], like: Callable[[], T]) -> T:
     """Return compute(), compiled as a computation of its own.
 
     XLA:CPU vectorizes a sum together with what it sums, but not two sums over the same input, and
     what two such sums share (a broadcast constant is enough) it writes out in full size. A branch
-    whose condition only we know to hold keeps them apart. `after` is any non-negative array that
-    the pass may wait for, and `like` has the result's shapes if they are others.
+    that is always taken, which the compiler cannot know, keeps them apart. `like` has the type of
+    the result and never runs.
     """
-    like = after if like is None else like
 
-    def branch() -> Array:
-        return lax.cond(jnp.all(after != -1), compute, lambda: jax.tree.map(lambda a: a - a, like))
+    def branch() -> T:
+        always = lax.optimization_barrier(jnp.ones((), bool))
+        # Negated: of an array that a branch only hands on, the compiler makes a copy first.
+        return lax.cond(always, compute, lambda: jax.tree.map(jnp.negative, like()))
 
     return lax.platform_dependent(cpu=branch, default=compute)
 
@@ -264,11 +295,11 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
 
     def exact() -> Array:
         gap, weight = weights(x, s.maximum)
-        return total_over(weight * gap, axes)
+        return sum_of_values(weight * gap, axes)
 
     def quick() -> Array:
         fall = jnp.maximum(x - s.maximum, -_NEGLIGIBLE)
-        return -total_over(jnp.exp(fall) * fall, axes)
+        return -sum_of_values(jnp.exp(fall) * fall, axes)
 
     def on_cpu() -> Array:
         return lax.cond(jnp.min(s.total, initial=2) < _LARGE_GAPS, exact, quick)
@@ -310,29 +341,33 @@ def _(axes, primals, tangents):
     return value, value * without(total_over(entropy(x, axes)[1] * dx, axes), axes)
 
 
-def expected_surprisal(p: Array, mass: Array, x: Array, s: Partition, axes: Axes) -> Array:
-    """Return sum(p surprisal), `mass` being sum(p); the reduced axes are kept with length 1."""
-    largest = float(jnp.finfo(x.dtype).max)
+def expected_surprisal(p: Array, x: Array, s: Partition, axes: Axes) -> Array:
+    """Return sum(p surprisal), 0 log 0 = 0; the reduced axes are kept with length 1."""
 
-    # p * gap without 0 * inf, in arithmetic that vectorizes; what it misses is p > 0 at -inf.
-    def gaps() -> Array:
-        return total_over(p * jnp.minimum(s.maximum - x, largest), axes)
+    def surprisals() -> Array:
+        return (s.maximum - x) + s.excess
 
-    def impossible() -> Array:
-        gap = jnp.minimum(s.maximum - x, largest) * 2.0**-64
-        return max_over(jnp.minimum(jnp.abs(p) * 2.0**120, 1) * gap, axes)
+    def terms() -> Array:
+        return p * jnp.where(p == 0, 0, surprisals())
 
-    value = own_pass(gaps, s.total) + mass * s.excess
-    return jnp.where(own_pass(impossible, s.total) > largest * 2.0**-65, jnp.inf, value)
+    def on_cpu() -> Array:
+        # A selection is dear inside a sum: it is left out where nothing is infinite.
+        least = own_pass(lambda: -max_over(-x, axes), lambda: s.total)
+        return lax.cond(
+            jnp.any(least == -jnp.inf),
+            lambda: sum_of_values(own_pass(terms, lambda: p), axes),
+            lambda: sum_of_values(p * surprisals(), axes),
+        )
+
+    return lax.platform_dependent(cpu=on_cpu, default=lambda: sum_of_values(terms(), axes))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Return sum(p surprisal) and its gradients over x and over p."""
     s = partition(x, axes)
-    mass = total_over(p, axes)
-    value = expected_surprisal(p, mass, x, s, axes)
-    over_x = softmax_less(p, x, s, mass)
+    value = expected_surprisal(p, x, s, axes)
+    over_x = softmax_less(p, x, s, own_pass(lambda: sum_of_values(p, axes), lambda: s.total))
     over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, (s.maximum - x) + s.excess)
     return without(value, axes), over_x, over_p
 
@@ -379,27 +414,24 @@ def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
     return value, exists, chosen
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
 def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> tuple[Array, Array]:
     """Return the surprisal of one class per example and its gradient; NaN for a bad label.
 
     Where `keep` is False both are 0, whatever the logits and the label are.
     """
-    return _class_surprisal(x, labels, keep, axes, False)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _class_surprisal(
-    x: Array, labels: Array, keep: Array | None, axes: Axes, with_gradient: bool
-) -> tuple[Array, Array]:
-    s = partition(x, axes, written=with_gradient)
+    s = partition(x, axes)
     (axis,) = _positions(axes)
     value, exists, chosen = at_class(x, jnp.expand_dims(labels, axis), axes)
     bad = ~exists if keep is None else ~exists & jnp.expand_dims(keep, axis)
     missing = jnp.where(bad, jnp.inf, 0.0)
     invalid = missing - missing  # NaN for a bad label: made there and nowhere else
-    losses = (s.maximum - value) + s.excess + invalid
+    maximum, of_class, excess, nan = (
+        without(a, axes) for a in (s.maximum, value, s.excess, invalid)
+    )
+    losses = (maximum - of_class) + excess + nan
     # Written out, so that the sums over classes are not drawn into a later mean over examples.
-    value = without(own_pass(lambda: losses, jnp.abs(losses)), axes)
+    value = own_pass(lambda: losses, lambda: of_class)
     weight = jnp.exp(x - s.maximum)
     gradient = jnp.where(chosen, (weight - 1) - s.rest, weight) * (1 / s.total + invalid)
     if keep is None:
@@ -407,10 +439,10 @@ def _class_surprisal(
     return jnp.where(keep, value, 0), jnp.where(jnp.expand_dims(keep, axis), gradient, 0)
 
 
-@_class_surprisal.defjvp
-def _(axes, _, primals, tangents):
+@class_surprisal.defjvp
+def _(axes, primals, tangents):
     (x, labels, keep), (dx, *_) = primals, tangents
-    value, gradient = _class_surprisal(x, labels, keep, axes, True)
+    value, gradient = class_surprisal(x, labels, keep, axes)
     p = softmax(x, axes)
     d_gradient = p * centred(x, p, dx, axes)
     if keep is not None:

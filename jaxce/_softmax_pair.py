@@ -4,6 +4,7 @@ As in `_softmax`, a function returns its value and the gradients that its deriva
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxce._numerics import (
+    exp_series,
     expm1,
-    expm1_minus,
     log1p,
     minus_log1p,
     quotient_and_rest,
@@ -27,7 +28,9 @@ from jaxce._softmax import (
     own_pass,
     partition,
     softmax,
+    sum_of_values,
     total_over,
+    with_axes,
     without,
 )
 
@@ -89,6 +92,25 @@ def _at_mode_of(a: Array, maximum: Array, b: Array, axes: Axes) -> Array:
     return max_over(b - elsewhere * float(jnp.finfo(b.dtype).max), axes)
 
 
+def _written_total(compute: Callable[[], Array], like: Array, axes: Axes) -> Array:
+    """Sum over classes of what is so dear to compute that CPU does it sooner out of the sum."""
+    return sum_of_values(own_pass(compute, lambda: like), axes)
+
+
+def _log1p_of_sum(x: Array, axes: Axes) -> Array:
+    return with_axes(log1p(without(x, axes)), axes)
+
+
+def _where_small(t: Array, small: Array, other: Array) -> Array:
+    return jnp.where(jnp.abs(t) <= 1, small, other)
+
+
+def _growth(p: Array, t: Array, risen: Array) -> Array:
+    """Return p (exp(t) - 1), where p exp(t) is `risen`."""
+    s = jnp.clip(t, -1, 1)
+    return _where_small(t, p * (s + exp_series(s)), risen - p)
+
+
 def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
     """Compare softmax(a) with softmax(b).
 
@@ -114,7 +136,7 @@ def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
     def finite() -> tuple[Array, Array]:
         return _finite(a, a_top, divisor), _finite(b, b_top, divisor)
 
-    b_mode = own_pass(lambda: _at_mode_of(a, a_top, finite()[1], axes), sa.total)
+    b_mode = own_pass(lambda: _at_mode_of(a, a_top, finite()[1], axes), lambda: sa.total)
 
     def change() -> _Change:
         finite_a, finite_b = finite()
@@ -124,42 +146,38 @@ def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
         p = _weight(gap_a, _divided(rest_a, divisor)) / sa.total
         return _Change(p, e, gap_b, _divided(rest_b, divisor))
 
-    def sum_of_change() -> Array:
+    def p_times_e() -> Array:
         p, e, *_ = change()
-        return total_over(p * e, axes)
+        return p * e
 
-    mean = own_pass(sum_of_change, sa.total)
+    mean = _written_total(p_times_e, a, axes)
 
-    # Past an exponent of 1, p exp(d) comes from b, because p may be 0 there: what is added is the
-    # difference to the value at 1, and 0 up to 1.
+    # Where the exponent is not small, p exp(d) comes from b, because p may be 0 there.
     def convex() -> Array:
         p, e, gap_b, error_b = change()
         d = e - mean
         gap_b, error = two_difference(gap_b, -mean)
-        rise = _weight(jnp.maximum(gap_b, -85), error_b + error) / sa.total
-        beyond = jnp.maximum(rise - p * (jnp.maximum(d, 0) + (math.e - 1)), 0)
-        return p * expm1_minus(jnp.minimum(d, 1)) + beyond
+        risen = _weight(jnp.maximum(gap_b, -85), error_b + error) / sa.total
+        return _where_small(d, p * exp_series(jnp.clip(d, -1, 1)), risen - p * (1 + d))
 
     def growth() -> Array:
         p, e, gap_b, error_b = change()
-        rise = _weight(jnp.maximum(gap_b, -85), error_b) / sa.total
-        beyond = jnp.maximum(rise - p * math.e, 0)
-        return p * expm1(jnp.minimum(e, 1)) + beyond
+        risen = _weight(jnp.maximum(gap_b, -85), error_b) / sa.total
+        return _growth(p, e, risen)
 
-    # So dear to compute that CPU does it sooner when the terms are written out before the sum.
-    k = total_over(own_pass(convex, sa.total, like=a), axes)
-    u = total_over(own_pass(growth, sa.total, like=a), axes)
+    k = _written_total(convex, a, axes)
+    u = _written_total(growth, a, axes)
     excess = sb.excess - sa.excess
     close = k < 1e4
     far = _gap(b_top, b_mode, divisor)[0] - mean + excess
-    kl = jnp.where(close, log1p(jnp.where(close, k, 0)), far)
+    kl = jnp.where(close, _log1p_of_sum(jnp.where(close, k, 0), axes), far)
 
     p, e, *_ = change()
     finite_a, finite_b = finite()
     gap_b, rest_b = _gap(b_top, finite_b, divisor)
     close = (u > -0.5) & (u < 10)
     apart = _gap(a_top, finite_a, divisor)[0] - gap_b - excess
-    t = jnp.where(close, e - log1p(jnp.where(close, u, 0)), apart)
+    t = jnp.where(close, e - _log1p_of_sum(jnp.where(close, u, 0), axes), apart)
     q = _weight(gap_b, _divided(rest_b, divisor)) / sb.total
     return _Pair(p, q, t, e, close, kl)
 
@@ -190,10 +208,8 @@ def kl_of_quotients(
 ) -> tuple[Array, Array, Array]:
     """The same, where a and b may be rounded quotients."""
     p, q, t, from_mode, _, kl = _pair(a, b, axes, exact)
-    over_a = p * (own_pass(lambda: total_over(p * from_mode, axes), jnp.ones_like(kl)) - from_mode)
-    # p (exp(t) - 1), and past t = 1 what q - p is above its value at 1
-    over_b = p * expm1(jnp.minimum(t, 1)) + jnp.maximum(q - p * math.e, 0)
-    return without(kl + _penalty(a, b, axes), axes), over_a, over_b
+    over_a = p * (_written_total(lambda: p * from_mode, a, axes) - from_mode)
+    return without(kl + _penalty(a, b, axes), axes), over_a, _growth(p, t, q)
 
 
 @kl_of_quotients.defjvp
@@ -240,7 +256,7 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
         far = (q - p) / 2 - p * (_softplus(t) - math.log(2))
         return jnp.where(t < 1, close, far)
 
-    value = total_over(side(p, q, t) + side(q, p, -t), axes) / 2
+    value = sum_of_values(side(p, q, t) + side(q, p, -t), axes) / 2
     over_a = _mixture_gradient(a, p, change, t, axes)
     over_b = _mixture_gradient(b, q, -change, -t, axes)
     return without(value, axes), over_a, over_b

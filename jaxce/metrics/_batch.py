@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxce import _checks, _softmax, losses
 from jaxce._categorical_logits import prepared
 from jaxce._numerics import expm1
-from jaxce._softmax import own_pass, total_over
+from jaxce._softmax import own_pass, sum_of_values, total_over
 from jaxce.metrics._totals import Total
 
 
@@ -140,9 +140,7 @@ class Batch(Examples):
         """In nats."""
         s = self._partition
         if self._target is not None:
-            p = jnp.where(self._target == 0, 0, self._target)
-            mass = total_over(p, self._axes)
-            value = _softmax.expected_surprisal(p, mass, self._x, s, self._axes)
+            value = _softmax.expected_surprisal(self._target, self._x, s, self._axes)
         else:
             value = self._surprisal
         return self._of_example(value)
@@ -223,11 +221,7 @@ class Batch(Examples):
         def direct() -> Array:
             return compute().astype(jnp.int8)
 
-        def written() -> Array:
-            holds = jnp.all(self._partition.total != -1)
-            return lax.cond(holds, direct, lambda: jnp.zeros_like(self._x, jnp.int8))
-
-        return lax.platform_dependent(cpu=written, default=direct)
+        return own_pass(direct, lambda: jnp.zeros_like(self._x, jnp.int8))
 
     def correct(self, top_k: int) -> Array:
         """1 where the label is among the first classes, 0 where not, NaN where logits are NaN."""
@@ -245,9 +239,9 @@ class Batch(Examples):
             p = self._target
 
             def distance() -> Array:
-                return total_over(jnp.square(jnp.exp(x - s.maximum) / s.total - p), axes)
+                return sum_of_values(jnp.square(jnp.exp(x - s.maximum) / s.total - p), axes)
 
-            return self._of_example(own_pass(distance, s.total))
+            return self._of_example(own_pass(distance, lambda: s.total))
 
         # Where the label has most of the probability, its square is left out, not subtracted: the
         # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
@@ -257,9 +251,9 @@ class Batch(Examples):
 
         def squares() -> Array:
             w = jnp.exp(x - s.maximum)
-            return total_over(jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least)), axes)
+            return sum_of_values(jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least)), axes)
 
-        rest = own_pass(squares, s.total) - jnp.where(likely, 0, jnp.square(weight))
+        rest = own_pass(squares, lambda: s.total) - jnp.where(likely, 0, jnp.square(weight))
         missed = expm1(-self._surprisal)
         return self._of_example(rest / jnp.square(s.total) + jnp.square(missed))
 
