@@ -193,10 +193,22 @@ def _parts(maximum: Array, total: Array, others: Array, axes: Axes) -> Partition
     return Partition(*(with_axes(part, axes) for part in (maximum, total, rest, log1p(rest))))
 
 
-def softmax_less(p: Array, x: Array, s: Partition, mass: Array) -> Array:
-    """Return mass * softmax(x) - p, accurate where p holds all the mass and softmax is almost 1."""
+def softmax_less(p: Array, others: Array, x: Array, s: Partition) -> Array:
+    """Return (p + others) softmax(x) - p, accurate where p has most of the two and softmax of 1."""
     weight = jnp.exp(x - s.maximum)
-    return ((mass - p) * weight + p * ((weight - 1) - s.rest)) / s.total
+    return (others * weight + p * ((weight - 1) - s.rest)) / s.total
+
+
+def mass_of_others(p: Array, axes: Axes) -> Array:
+    """Return sum(p) - p, with the digits of the others where one class has most of the mass."""
+    mass = own_pass(lambda: sum_of_values(p, axes), lambda: max_over(p, axes))
+    most = 0.75 * mass
+
+    # What is less than most of the mass, in arithmetic that vectorizes.
+    def minor() -> Array:
+        return sum_of_values(jnp.minimum(p, jnp.maximum(most - p, 0) * 2.0**100), axes)
+
+    return jnp.where(p < most, mass - p, own_pass(minor, lambda: mass))
 
 
 def own_pass(compute: Callable[[], T], like: Callable[[], T]) -> T:
@@ -280,7 +292,7 @@ def _(axes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_less_1(x: Array, axes: Axes) -> Array:
     one = jnp.ones((), x.dtype)
-    return softmax_less(one, x, partition(x, axes), one)
+    return softmax_less(one, jnp.zeros_like(one), x, partition(x, axes))
 
 
 @softmax_less_1.defjvp
@@ -367,7 +379,7 @@ def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Return sum(p surprisal) and its gradients over x and over p."""
     s = partition(x, axes)
     value = expected_surprisal(p, x, s, axes)
-    over_x = softmax_less(p, x, s, own_pass(lambda: sum_of_values(p, axes), lambda: s.total))
+    over_x = softmax_less(p, mass_of_others(p, axes), x, s)
     over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, (s.maximum - x) + s.excess)
     return without(value, axes), over_x, over_p
 
