@@ -135,9 +135,8 @@ def fit_distribution(
 
     The two losses have the same minimum and the same gradient up to rounding. "kl" and its gradient
     keep their digits down to 0. Choose it for optimizers that compare losses, such as
-    `optax.lbfgs()`, whose line search sees no progress below 1e-7 otherwise; and where one class
-    has nearly all of the mass: at 0.9999, "cross_entropy" ends near 1e-12 in float32, at 0.999999
-    near 1e-9.
+    `optax.lbfgs()`, whose line search sees no progress below 1e-7 otherwise where the entropy of
+    the target is not small.
 
     Args:
         target: True probabilities of shape [..., classes], summing to 1 up to rounding.
