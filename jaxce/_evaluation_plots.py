@@ -115,7 +115,7 @@ def surprisal_histogram(
     if np.isfinite(mean):
         name = f"cross-entropy {mean:.4g} {unit_name(base)}"
         ax.axvline(mean, color=PREDICTED, lw=1.8, label=name)
-    if (beyond := 1 - counts.sum() / total) > 1e-12:
+    if (beyond := (w.sum() - counts.sum()) / total) > 1e-12:
         ax.plot([], [], " ", label=f"beyond: {beyond:.2g} of the examples")
     if counts.any():
         ax.set_yscale("log")

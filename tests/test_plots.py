@@ -242,5 +242,6 @@ def test_surprisals_with_weights(ax):
 
 
 def test_no_surprisals(ax):
-    plots.surprisal_histogram([], ax=ax)
+    assert plots.surprisal_histogram([], ax=ax) is ax
     ax.figure.draw_without_rendering()
+    assert ax.get_legend() is None  # neither a mean nor anything beyond the bins
