@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxce import _checks, _softmax, _softmax_pair
+from jaxce import _axes, _checks, _softmax, _softmax_pair
+from jaxce._axes import Axes
 from jaxce._jit import jit_measure
 from jaxce._numerics import still_at_zero
-from jaxce._softmax import Axes
 
 
 def prepared(x: Array, mask: Array | None, axes: Axes) -> tuple[Array, Array | None]:
@@ -29,8 +29,8 @@ def prepared(x: Array, mask: Array | None, axes: Axes) -> tuple[Array, Array | N
     """
     if mask is None:
         return x, None
-    left = _softmax.any_over(mask, axes)
-    return jnp.where(mask, x, jnp.where(left, -jnp.inf, 0)), _softmax.without(left, axes)
+    left = _axes.any_over(mask, axes)
+    return jnp.where(mask, x, jnp.where(left, -jnp.inf, 0)), _axes.without(left, axes)
 
 
 def finished(value: Array, left: Array | None, unit: float, nothing: float = 0) -> Array:

@@ -14,19 +14,29 @@ The two terms of a surprisal are not negative, so nothing cancels. L comes from 
 one maximum, so that it keeps its digits when one class has nearly all the probability.
 """
 
-from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxce._axes import (
+    Axes,
+    class_index,
+    each_of_few,
+    is_spread,
+    max_over,
+    names_of,
+    own_pass,
+    positions_of,
+    sum_of_values,
+    total_over,
+    with_axes,
+    without,
+)
 from jaxce._numerics import log1p, two_difference
-
-Axes = tuple[int | str, ...]
-T = TypeVar("T")
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
@@ -43,70 +53,6 @@ class Partition(NamedTuple):
     total: Array  # sum of exp(x - maximum), at least 1
     rest: Array  # total - 1, of full precision also where it is tiny
     excess: Array  # log(total)
-
-
-def _positions(axes: Axes) -> tuple[int, ...]:
-    return tuple(a for a in axes if isinstance(a, int))
-
-
-def _names(axes: Axes) -> tuple[str, ...]:
-    return tuple(a for a in axes if isinstance(a, str))
-
-
-def is_spread(x: Array, axis: int) -> bool:
-    """Whether the type of x says that this axis is spread over a mesh."""
-    spec = jax.typeof(x).sharding.spec
-    return axis < len(spec) and spec[axis] is not None
-
-
-def _class_index(x: Array, axis: int, dtype: jnp.dtype) -> Array:
-    """Return the index of every class, in a shape that broadcasts against x."""
-    if is_spread(x, axis):
-        return lax.broadcasted_iota(dtype, x.shape, axis, out_sharding=jax.typeof(x).sharding)
-    # One row: a loop keeps it instead of making it again, and in full size it would weigh as much
-    # as x.
-    shape = [1] * x.ndim
-    shape[axis] = x.shape[axis]
-    return lax.broadcasted_iota(dtype, shape, axis)
-
-
-def _few(x: Array, axes: Axes) -> list[Array]:
-    """Return x class by class if the classes are few: XLA:CPU vectorizes no short sum."""
-    if not (len(positions := _positions(axes)) == 1 and 0 < x.shape[axis := positions[0]] < 16):
-        return []
-    if is_spread(x, axis):
-        return []
-    return [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
-
-
-def total_over(x: Array, axes: Axes) -> Array:
-    """Sum over axes, which are kept with length 1, and over named mesh axes."""
-    total = jnp.sum(x, _positions(axes), keepdims=True)
-    return lax.psum(total, _names(axes)) if _names(axes) else total
-
-
-def sum_of_values(x: Array, axes: Axes) -> Array:
-    """The same where no derivative is taken: quicker for few classes, but dear to transpose."""
-    few = _few(x, axes)
-    return total_over(reduce(jnp.add, few) if few else x, axes)
-
-
-def max_over(x: Array, axes: Axes) -> Array:
-    """Maximum over axes, which are kept with length 1, and over named mesh axes."""
-    few = _few(x, axes)
-    maximum = reduce(jnp.maximum, few) if few else jnp.max(x, _positions(axes), keepdims=True)
-    return lax.pmax(maximum, _names(axes)) if _names(axes) else maximum
-
-
-def any_over(mask: Array, axes: Axes) -> Array:
-    """Whether anything is True over axes, which are kept with length 1, and named mesh axes."""
-    found = jnp.any(mask, _positions(axes), keepdims=True)
-    return lax.pmax(found.astype(jnp.int32), _names(axes)) > 0 if _names(axes) else found
-
-
-def without(x: Array, axes: Axes) -> Array:
-    """Drop the axes that a reduction kept."""
-    return jnp.squeeze(x, _positions(axes))
 
 
 def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
@@ -151,7 +97,7 @@ def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """The same for a few classes: loops over the examples, without the axis."""
 
     def sums(*, exact: bool) -> tuple[Array, Array, Array]:
-        columns = [without(column, axes) for column in _few(x, axes)]
+        columns = [without(column, axes) for column in each_of_few(x, axes)]
         maximum = reduce(jnp.maximum, columns)
         each = [weights(c, maximum)[1] if exact else jnp.exp(c - maximum) for c in columns]
         others = reduce(jnp.add, [_unless_1(weight) for weight in each])
@@ -159,7 +105,7 @@ def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     def on_cpu() -> tuple[Array, Array, Array]:
         def like() -> tuple[Array, Array, Array]:
-            one = without(_few(x, axes)[0], axes)
+            one = without(each_of_few(x, axes)[0], axes)
             return one, one, one
 
         _, total, others = quick = own_pass(partial(sums, exact=False), like)
@@ -171,18 +117,10 @@ def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
 def partition(x: Array, axes: Axes) -> Partition:
     """Return the parts of the softmax."""
-    if _few(x, axes) and not _names(axes):
+    if each_of_few(x, axes) and not names_of(axes):
         return _parts(*_sums_of_few(x, axes), axes)
     maximum, total, others = (without(part, axes) for part in _sums(x, axes))
     return _parts(maximum, total, others, axes)
-
-
-def with_axes(x: Array, axes: Axes) -> Array:
-    """Put back, with length 1, the axes that `without` drops.
-
-    XLA:CPU vectorizes no logarithm along a last axis of length 1: it is taken without it.
-    """
-    return jnp.expand_dims(x, _positions(axes))
 
 
 def _parts(maximum: Array, total: Array, others: Array, axes: Axes) -> Partition:
@@ -209,23 +147,6 @@ def mass_of_others(p: Array, axes: Axes) -> Array:
         return sum_of_values(jnp.minimum(p, jnp.maximum(most - p, 0) * 2.0**100), axes)
 
     return jnp.where(p < most, mass - p, own_pass(minor, lambda: mass))
-
-
-def own_pass(compute: Callable[[], T], like: Callable[[], T]) -> T:
-    """Return compute(), compiled as a computation of its own.
-
-    XLA:CPU vectorizes a sum together with what it sums, but not two sums over the same input, and
-    what two such sums share (a broadcast constant is enough) it writes out in full size. A branch
-    that is always taken, which the compiler cannot know, keeps them apart. `like` has the type of
-    the result and never runs.
-    """
-
-    def branch() -> T:
-        always = lax.optimization_barrier(jnp.ones((), bool))
-        # Negated: of an array that a branch only hands on, the compiler makes a copy first.
-        return lax.cond(always, compute, lambda: jax.tree.map(jnp.negative, like()))
-
-    return lax.platform_dependent(cpu=branch, default=compute)
 
 
 def _given(*tangents: Array) -> list[bool]:
@@ -411,13 +332,13 @@ def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     `label` has the class axis with length 1. What is returned for no such class means nothing.
     """
-    (axis,), names = _positions(axes), _names(axes)
+    (axis,), names = positions_of(axes), names_of(axes)
     size = x.shape[axis]
     exists = (label >= 0) & (label < size * (lax.axis_size(names) if names else 1))
     if names:
         label = label - (lax.axis_index(names) * size).astype(label.dtype)
     spread = is_spread(x, axis)
-    chosen = _class_index(x, axis, label.dtype) == label
+    chosen = class_index(x, axis, label.dtype) == label
     if names or spread:  # an index into what is spread would gather it
         value = total_over(jnp.where(chosen, x, 0), axes)
     else:
@@ -433,7 +354,7 @@ def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> 
     Where `keep` is False both are 0, whatever the logits and the label are.
     """
     s = partition(x, axes)
-    (axis,) = _positions(axes)
+    (axis,) = positions_of(axes)
     value, exists, chosen = at_class(x, jnp.expand_dims(labels, axis), axes)
     bad = ~exists if keep is None else ~exists & jnp.expand_dims(keep, axis)
     missing = jnp.where(bad, jnp.inf, 0.0)
@@ -458,5 +379,5 @@ def _(axes, primals, tangents):
     p = softmax(x, axes)
     d_gradient = p * centred(x, p, dx, axes)
     if keep is not None:
-        d_gradient = jnp.where(jnp.expand_dims(keep, _positions(axes)), d_gradient, 0)
+        d_gradient = jnp.where(jnp.expand_dims(keep, positions_of(axes)), d_gradient, 0)
     return (value, gradient), (without(total_over(gradient * dx, axes), axes), d_gradient)

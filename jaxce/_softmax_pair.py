@@ -12,6 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxce._axes import (
+    Axes,
+    max_over,
+    own_pass,
+    sum_of_values,
+    total_over,
+    with_axes,
+    without,
+)
 from jaxce._numerics import (
     exp_series,
     expm1,
@@ -20,19 +29,7 @@ from jaxce._numerics import (
     quotient_and_rest,
     two_difference,
 )
-from jaxce._softmax import (
-    Axes,
-    at_mode,
-    centred,
-    max_over,
-    own_pass,
-    partition,
-    softmax,
-    sum_of_values,
-    total_over,
-    with_axes,
-    without,
-)
+from jaxce._softmax import at_mode, centred, partition, softmax
 
 
 class _Pair(NamedTuple):

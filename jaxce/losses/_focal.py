@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxce import _checks, _softmax
+from jaxce import _axes, _checks, _softmax
 from jaxce._binary import times, variance
 from jaxce._categorical_logits import finished, log_normalizer, surprisal_with_logits
 from jaxce._jit import jit_measure
@@ -138,10 +138,10 @@ def poly_loss_cross_entropy(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _missed(p: Array, x: Array, axes: _softmax.Axes) -> Array:
+def _missed(p: Array, x: Array, axes: _axes.Axes) -> Array:
     """Return sum p (1 - softmax(x)); its gradient over x is -softmax (p - its mean)."""
     wrong = -_softmax.softmax_less_1(x, axes)
-    return _softmax.without(_softmax.total_over(p * wrong, axes), axes)
+    return _axes.without(_axes.total_over(p * wrong, axes), axes)
 
 
 @_missed.defjvp
@@ -149,7 +149,7 @@ def _(axes, primals, tangents):
     (p, x), (dp, dx) = primals, tangents
     q = _softmax.softmax(x, axes)
     change = -q * _softmax.centred(x, q, p, axes) * dx - _softmax.softmax_less_1(x, axes) * dp
-    return _missed(p, x, axes), _softmax.without(_softmax.total_over(change, axes), axes)
+    return _missed(p, x, axes), _axes.without(_axes.total_over(change, axes), axes)
 
 
 @jit_measure("axis")

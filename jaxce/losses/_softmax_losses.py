@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxce import _checks, _softmax
+from jaxce import _axes, _checks, _softmax
+from jaxce._axes import total_over
 from jaxce._categorical_logits import finished, prepared
-from jaxce._softmax import total_over
 from jaxce.losses._reduction import AxisName, mesh_axes
 
 Axis = int | tuple[int, ...] | None
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
     left: Array | None  # which examples have any class left
     mask: Array | None  # entries that exist
     positions: tuple[int, ...]
-    axes: _softmax.Axes  # positions and mesh axis names
+    axes: _axes.Axes  # positions and mesh axis names
 
 
 def _mask(where: ArrayLike | None, x: Array, positions: tuple[int, ...], name: str) -> Array | None:
@@ -161,7 +161,7 @@ def _soft(
     return finished(_softmax.cross_entropy(p, x, rows.axes)[0], rows.left, 1.0)
 
 
-def smoothed(p: Array, exists: Array, alpha: ArrayLike, axes: _softmax.Axes) -> Array:
+def smoothed(p: Array, exists: Array, alpha: ArrayLike, axes: _axes.Axes) -> Array:
     """Return (1 - alpha) p + alpha / K on the K classes that exist."""
     alpha = jnp.asarray(alpha, p.dtype)
     count = total_over(exists.astype(p.dtype), axes)
@@ -317,9 +317,7 @@ def _integer(
     return finished(loss, left, 1.0)
 
 
-def _of_label(
-    weights: Array, x: Array, labels: Array, axes: _softmax.Axes, class_axis: int
-) -> Array:
+def _of_label(weights: Array, x: Array, labels: Array, axes: _axes.Axes, class_axis: int) -> Array:
     """Return the weight of each example's label; 1 where there is no such class."""
     sharding = jax.typeof(x).sharding
     is_spread = any(name is not None for name in sharding.spec)
@@ -331,4 +329,4 @@ def _of_label(
         label = label - (lax.axis_index(axes[1:]) * x.shape[class_axis]).astype(label.dtype)
     out = sharding if is_spread else None
     chosen = lax.broadcasted_iota(label.dtype, x.shape, class_axis, out_sharding=out) == label
-    return _softmax.without(total_over(jnp.where(chosen, weights, 0), axes), axes)
+    return _axes.without(total_over(jnp.where(chosen, weights, 0), axes), axes)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxce import _checks, _softmax, losses
+from jaxce import _axes, _checks, _softmax, losses
+from jaxce._axes import own_pass, sum_of_values, total_over
 from jaxce._categorical_logits import prepared
 from jaxce._numerics import expm1
-from jaxce._softmax import own_pass, sum_of_values, total_over
 from jaxce.metrics._totals import Total
 
 
@@ -191,7 +191,7 @@ class Batch(Examples):
 
         def by_index() -> Array:
             earlier = self._as_bytes(lambda: (x == s.maximum) & self._is_before_label())
-            return first * (1 - _softmax.max_over(earlier, self._axes)).astype(x.dtype)
+            return first * (1 - _axes.max_over(earlier, self._axes)).astype(x.dtype)
 
         def if_tied() -> Array:
             # The maxima counted in arithmetic that vectorizes.
@@ -209,7 +209,7 @@ class Batch(Examples):
 
     def _is_before_label(self) -> Array:
         x, axis = self._x, self._x.ndim - 1
-        spread = jax.typeof(x).sharding if _softmax.is_spread(x, axis) else None
+        spread = jax.typeof(x).sharding if _axes.is_spread(x, axis) else None
         return lax.broadcasted_iota(jnp.int32, x.shape, axis, out_sharding=spread) < self._label
 
     def _as_bytes(self, compute: Callable[[], Array]) -> Array:
@@ -258,4 +258,4 @@ class Batch(Examples):
         return self._of_example(rest / jnp.square(s.total) + jnp.square(missed))
 
     def _of_example(self, value: Array) -> Array:
-        return _softmax.without(value, self._axes)
+        return _axes.without(value, self._axes)

@@ -1,0 +1,105 @@
+"""Reductions over the axes of the classes, and what XLA:CPU needs to do them one by one.
+
+Axes are non-negative positions and, inside `shard_map`, names of mesh axes that the classes are
+spread over. A reduction keeps the positions with length 1; `without` drops them.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+Axes = tuple[int | str, ...]
+T = TypeVar("T")
+
+
+def positions_of(axes: Axes) -> tuple[int, ...]:
+    return tuple(a for a in axes if isinstance(a, int))
+
+
+def names_of(axes: Axes) -> tuple[str, ...]:
+    return tuple(a for a in axes if isinstance(a, str))
+
+
+def is_spread(x: Array, axis: int) -> bool:
+    """Whether the type of x says that this axis is spread over a mesh."""
+    spec = jax.typeof(x).sharding.spec
+    return axis < len(spec) and spec[axis] is not None
+
+
+def class_index(x: Array, axis: int, dtype: jnp.dtype) -> Array:
+    """Return the index of every class, in a shape that broadcasts against x."""
+    if is_spread(x, axis):
+        return lax.broadcasted_iota(dtype, x.shape, axis, out_sharding=jax.typeof(x).sharding)
+    # One row: a loop keeps it instead of making it again, and in full size it would weigh as much
+    # as x.
+    shape = [1] * x.ndim
+    shape[axis] = x.shape[axis]
+    return lax.broadcasted_iota(dtype, shape, axis)
+
+
+def each_of_few(x: Array, axes: Axes) -> list[Array]:
+    """Return x class by class if the classes are few: XLA:CPU vectorizes no short sum."""
+    if not (len(positions := positions_of(axes)) == 1 and 0 < x.shape[axis := positions[0]] < 16):
+        return []
+    if is_spread(x, axis):
+        return []
+    return [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
+
+
+def total_over(x: Array, axes: Axes) -> Array:
+    """Sum over axes, which are kept with length 1, and over named mesh axes."""
+    total = jnp.sum(x, positions_of(axes), keepdims=True)
+    return lax.psum(total, names_of(axes)) if names_of(axes) else total
+
+
+def sum_of_values(x: Array, axes: Axes) -> Array:
+    """The same where no derivative is taken: quicker for few classes, but dear to transpose."""
+    few = each_of_few(x, axes)
+    return total_over(reduce(jnp.add, few) if few else x, axes)
+
+
+def max_over(x: Array, axes: Axes) -> Array:
+    """Maximum over axes, which are kept with length 1, and over named mesh axes."""
+    few = each_of_few(x, axes)
+    maximum = reduce(jnp.maximum, few) if few else jnp.max(x, positions_of(axes), keepdims=True)
+    return lax.pmax(maximum, names_of(axes)) if names_of(axes) else maximum
+
+
+def any_over(mask: Array, axes: Axes) -> Array:
+    """Whether anything is True over axes, which are kept with length 1, and named mesh axes."""
+    found = jnp.any(mask, positions_of(axes), keepdims=True)
+    return lax.pmax(found.astype(jnp.int32), names_of(axes)) > 0 if names_of(axes) else found
+
+
+def without(x: Array, axes: Axes) -> Array:
+    """Drop the axes that a reduction kept."""
+    return jnp.squeeze(x, positions_of(axes))
+
+
+def with_axes(x: Array, axes: Axes) -> Array:
+    """Put back, with length 1, the axes that `without` drops.
+
+    XLA:CPU vectorizes no logarithm along a last axis of length 1: it is taken without it.
+    """
+    return jnp.expand_dims(x, positions_of(axes))
+
+
+def own_pass(compute: Callable[[], T], like: Callable[[], T]) -> T:
+    """Return compute(), compiled as a computation of its own.
+
+    XLA:CPU vectorizes a sum together with what it sums, but not two sums over the same input, and
+    what two such sums share (a broadcast constant is enough) it writes out in full size. A branch
+    that is always taken, which the compiler cannot know, keeps them apart. `like` has the type of
+    the result and never runs.
+    """
+
+    def branch() -> T:
+        always = lax.optimization_barrier(jnp.ones((), bool))
+        # Negated: of an array that a branch only hands on, the compiler makes a copy first.
+        return lax.cond(always, compute, lambda: jax.tree.map(jnp.negative, like()))
+
+    return lax.platform_dependent(cpu=branch, default=compute)
