@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxce import _axes, _checks, _softmax, _softmax_pair
 from jaxce._axes import Axes
 from jaxce._jit import jit_measure
-from jaxce._numerics import still_at_zero
+from jaxce._numerics import still_at_zero, wide
 
 
 def prepared(x: Array, mask: Array | None, axes: Axes) -> tuple[Array, Array | None]:
@@ -48,11 +48,11 @@ def _reduced(
     unit: float = 1.0,
     nothing: float = 0,
 ) -> Array:
-    x = _checks.floating(name, logits)
+    x = _checks.floating(name, logits, narrow=True)
     axes = _checks.axes(axis, x.ndim, name)
     mask = _checks.mask(where, x.shape, name)
     if 0 in [x.shape[a] for a in axes]:
-        return jnp.full_like(jnp.sum(x, axes), nothing)
+        return jnp.full_like(jnp.sum(wide(x), axes), nothing)
     x, left = prepared(x, mask, axes)
     return finished(core(x, axes), left, unit, nothing)
 
@@ -122,11 +122,11 @@ def surprisal_with_logits(
     Source: Shannon, "A Mathematical Theory of Communication" (1948).
     """
     unit = _checks.nats_per_unit(base)
-    x = _checks.floating("logits", logits)
+    x = _checks.floating("logits", logits, narrow=True)
     axes = _checks.axes(axis, x.ndim, "logits")
     mask = _checks.mask(where, x.shape, "logits")
     if x.size == 0:
-        return x
+        return wide(x)
     x, _ = prepared(x, mask, axes)
     value = _softmax.surprisal(x, axes) / unit
     return value if mask is None else jnp.where(mask, value, 0)
@@ -247,11 +247,11 @@ def cross_entropy_with_logits(
     p = _checks.array("p", p)
     if jnp.issubdtype(p.dtype, jnp.integer):
         return _class_cross_entropy(_checks.integers("p", p), q_logits, axis, where, unit)
-    p, x = _checks.floating_pair("p", p, "q_logits", q_logits)
+    p, x = _checks.floating_pair("p", p, "q_logits", q_logits, narrow=True)
     axes = _checks.axes(axis, x.ndim, "q_logits")
     mask = _checks.mask(where, x.shape, "q_logits")
     if 0 in [x.shape[a] for a in axes]:
-        return jnp.sum(x, axes)
+        return jnp.sum(wide(x), axes)
     x, left = prepared(x, mask, axes)
     p = still_at_zero(p if mask is None else jnp.where(mask, p, 0))
     return finished(_softmax.cross_entropy(p, x, axes)[0], left, unit)
@@ -260,12 +260,12 @@ def cross_entropy_with_logits(
 def _class_cross_entropy(
     labels: Array, logits: ArrayLike, axis: _checks.Axis, where: ArrayLike | None, unit: float
 ) -> Array:
-    x = _checks.floating("q_logits", logits)
+    x = _checks.floating("q_logits", logits, narrow=True)
     axes = _checks.axes(axis, x.ndim, "q_logits")
     class_axis = _checks.classes("p", labels, "q_logits", x.shape, axes)
     mask = _checks.mask(where, x.shape, "q_logits")
     if x.shape[class_axis] == 0:
-        return jnp.sum(x, axes)
+        return jnp.sum(wide(x), axes)
     x, left = prepared(x, mask, axes)
     return finished(_softmax.class_surprisal(x, labels, None, (class_axis,))[0], left, unit)
 
@@ -279,11 +279,11 @@ def _compared(
     base: float | None,
 ) -> Array:
     unit = _checks.nats_per_unit(base)
-    a, b = _checks.floating_pair("p_logits", p_logits, "q_logits", q_logits)
+    a, b = _checks.floating_pair("p_logits", p_logits, "q_logits", q_logits, narrow=True)
     axes = _checks.axes(axis, a.ndim, "p_logits")
     mask = _checks.mask(where, a.shape, "p_logits")
     if 0 in [a.shape[i] for i in axes]:
-        return jnp.sum(a, axes)
+        return jnp.sum(wide(a), axes)
     a, left = prepared(a, mask, axes)
     b, _ = prepared(b, mask, axes)
     return finished(core(a, b, axes)[0], left, unit)

@@ -31,11 +31,15 @@ def array(name: str, x: ArrayLike | None) -> jax.Array:
     return jnp.asarray(x)
 
 
-def floating(name: str, x: ArrayLike) -> jax.Array:
-    """Return `x` as a float32 or float64 array; integers, booleans and complex are refused."""
+def floating(name: str, x: ArrayLike, *, narrow: bool = False) -> jax.Array:
+    """Return `x` as a float32 or float64 array; integers, booleans and complex are refused.
+
+    With `narrow`, float16 and bfloat16 stay what they are, for cores that widen them themselves.
+    """
     x = array(name, x)
+    dtype = _float_dtype(name, x.dtype)
     # A weak type (a Python float) would let the result's dtype depend on what it meets later.
-    return jax.lax.convert_element_type(x, _float_dtype(name, x.dtype))
+    return jax.lax.convert_element_type(x, x.dtype if narrow else dtype)
 
 
 def integers(name: str, x: ArrayLike) -> jax.Array:
@@ -59,16 +63,20 @@ def order(
 
 
 def floating_pair(
-    name_a: str, a: ArrayLike, name_b: str, b: ArrayLike
+    name_a: str, a: ArrayLike, name_b: str, b: ArrayLike, *, narrow: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Return both arrays in one dtype and one shape; ranks must be equal."""
-    a, b = floating(name_a, a), floating(name_b, b)
-    shape = broadcast(name_a, a.shape, name_b, b.shape)
-    dtype = max(a.dtype, b.dtype, key=lambda d: d.itemsize)  # float32 or float64
-    return (
-        jnp.broadcast_to(a.astype(dtype), shape),
-        jnp.broadcast_to(b.astype(dtype), shape),
-    )
+    """Return both arrays in one dtype and one shape; ranks must be equal.
+
+    With `narrow`, what would become float32 stays narrow.
+    """
+    wide = floating(name_a, a), floating(name_b, b)
+    shape = broadcast(name_a, wide[0].shape, name_b, wide[1].shape)
+    dtype = max((x.dtype for x in wide), key=lambda d: d.itemsize)  # float32 or float64
+    if narrow and dtype == jnp.float32:
+        a, b = floating(name_a, a, narrow=True), floating(name_b, b, narrow=True)
+    else:
+        a, b = (x.astype(dtype) for x in wide)
+    return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
 
 
 def broadcast(name_a: str, a: tuple[int, ...], name_b: str, b: tuple[int, ...]) -> tuple[int, ...]:

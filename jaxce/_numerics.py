@@ -12,6 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def wide(x: jax.Array) -> jax.Array:
+    """Return x in float32 if it is narrower: what to compute in."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
 def where_nonzero(p: jax.Array, value: jax.Array) -> jax.Array:
     """Return `value`, and 0 with gradient 0 where `p == 0`: off the support nothing counts."""
     return jnp.where(p == 0, jnp.zeros_like(value), value)

@@ -1,8 +1,9 @@
 r"""Functions of softmax(logits), each with the rule that differentiates it exactly.
 
-Every function here takes float32 or float64 logits `x`, in which -inf is probability 0, and a tuple
-of axes: non-negative positions and, inside `shard_map`, names of mesh axes that the classes are
-spread over. It returns its value together with the gradients that its derivative needs; the
+Every function here takes floating logits `x`, in which -inf is probability 0, and a tuple of axes:
+non-negative positions and, inside `shard_map`, names of mesh axes that the classes are spread over.
+Of narrow logits every pass makes float32 for itself: wide ones would be written out for the passes
+to read. A function returns its value together with the gradients that its derivative needs; the
 derivative of a gradient is written in terms of the same functions, so that forward mode, reverse
 mode and every higher order come out of one rule and keep their digits.
 
@@ -36,7 +37,7 @@ from jaxce._axes import (
     with_axes,
     without,
 )
-from jaxce._numerics import log1p, two_difference
+from jaxce._numerics import log1p, two_difference, wide
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
@@ -57,7 +58,7 @@ class Partition(NamedTuple):
 
 def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     """Return the gaps, and exp(-gap) with the rounding of the gap made good."""
-    gap, error = two_difference(maximum, jnp.maximum(x, maximum - _NEGLIGIBLE))
+    gap, error = two_difference(maximum, jnp.maximum(wide(x), maximum - _NEGLIGIBLE))
     return gap, jnp.exp(-gap) * (1 - error)
 
 
@@ -71,13 +72,20 @@ def _unless_1(weight: Array) -> Array:
 
 def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
     """Sum of exp(x - maximum) over the classes whose weight does not round to 1."""
-    return total_over(_unless_1(weights(x, maximum)[1] if exact else jnp.exp(x - maximum)), axes)
+    weight = weights(x, maximum)[1] if exact else jnp.exp(wide(x) - maximum)
+    return total_over(_unless_1(weight), axes)
 
 
 def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """Return the maximum, the total and, where it is below _CONFIDENT, the sum of the others."""
-    maximum = max_over(x, axes)
-    total = total_over(jnp.exp(x - maximum), axes)
+    maximum = wide(max_over(x, axes))
+
+    def plain() -> Array:
+        return total_over(jnp.exp(wide(x) - maximum), axes)
+
+    # With a gradient, which shares the exponentials of wide logits; of narrow ones it shares the
+    # wide logits too, and both would be written out.
+    total = plain() if wide(x) is x else own_pass(plain, lambda: maximum)
     exact = partial(_others, x, maximum, axes, exact=True)
 
     def on_cpu() -> Array:
@@ -118,7 +126,7 @@ def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
 def partition(x: Array, axes: Axes) -> Partition:
     """Return the parts of the softmax."""
     if each_of_few(x, axes) and not names_of(axes):
-        return _parts(*_sums_of_few(x, axes), axes)
+        return _parts(*_sums_of_few(wide(x), axes), axes)
     maximum, total, others = (without(part, axes) for part in _sums(x, axes))
     return _parts(maximum, total, others, axes)
 
@@ -133,20 +141,23 @@ def _parts(maximum: Array, total: Array, others: Array, axes: Axes) -> Partition
 
 def softmax_less(p: Array, others: Array, x: Array, s: Partition) -> Array:
     """Return (p + others) softmax(x) - p, accurate where p has most of the two and softmax of 1."""
-    weight = jnp.exp(x - s.maximum)
+    weight = jnp.exp(wide(x) - s.maximum)
+    p, others = wide(p), wide(others)
     return (others * weight + p * ((weight - 1) - s.rest)) / s.total
 
 
 def mass_of_others(p: Array, axes: Axes) -> Array:
     """Return sum(p) - p, with the digits of the others where one class has most of the mass."""
-    mass = own_pass(lambda: sum_of_values(p, axes), lambda: max_over(p, axes))
+    mass = own_pass(lambda: sum_of_values(wide(p), axes), lambda: wide(max_over(p, axes)))
     most = 0.75 * mass
 
     # What is less than most of the mass, in arithmetic that vectorizes.
     def minor() -> Array:
-        return sum_of_values(jnp.minimum(p, jnp.maximum(most - p, 0) * 2.0**100), axes)
+        each = wide(p)
+        return sum_of_values(jnp.minimum(each, jnp.maximum(most - each, 0) * 2.0**100), axes)
 
-    return jnp.where(p < most, mass - p, own_pass(minor, lambda: mass))
+    others = own_pass(minor, lambda: mass)
+    return jnp.where(wide(p) < most, mass - wide(p), others)
 
 
 def _given(*tangents: Array) -> list[bool]:
@@ -156,7 +167,7 @@ def _given(*tangents: Array) -> list[bool]:
 def at_mode(x: Array, value: Array, axes: Axes) -> Array:
     """Return the value at the largest x, the mean of them where several are tied."""
     mode = x == max_over(x, axes)
-    return total_over(jnp.where(mode, value, 0), axes) / total_over(mode.astype(x.dtype), axes)
+    return total_over(jnp.where(mode, value, 0), axes) / total_over(mode.astype(value.dtype), axes)
 
 
 def centred(x: Array, p: Array, value: Array, axes: Axes) -> Array:
@@ -177,7 +188,7 @@ def softmax(x: Array, axes: Axes) -> Array:
 
 @softmax.defjvp
 def _(axes, primals, tangents):
-    (x,), (dx,) = primals, tangents
+    (x,), dx = primals, wide(*tangents)
     p = softmax(x, axes)
     return p, p * centred(x, p, dx, axes)
 
@@ -190,7 +201,7 @@ def log_normalizer(x: Array, axes: Axes) -> Array:
 
 @log_normalizer.defjvp
 def _(axes, primals, tangents):
-    (x,), (dx,) = primals, tangents
+    (x,), dx = primals, wide(*tangents)
     return log_normalizer(x, axes), without(total_over(softmax(x, axes) * dx, axes), axes)
 
 
@@ -198,12 +209,12 @@ def _(axes, primals, tangents):
 def surprisal(x: Array, axes: Axes) -> Array:
     """-log softmax(x), of the shape of x; +inf where x is -inf."""
     s = partition(x, axes)
-    return (s.maximum - x) + s.excess
+    return (s.maximum - wide(x)) + s.excess
 
 
 @surprisal.defjvp
 def _(axes, primals, tangents):
-    (x,), (dx,) = primals, tangents
+    (x,), dx = primals, wide(*tangents)
     moved = softmax(x, axes) * dx
     # sum(p dx) - dx_j, with (p_j - 1) dx_j taken on its own and no cancellation elsewhere:
     # its transpose is p_k (sum_j ct_j - ct_k) + (p_k - 1) ct_k.
@@ -218,7 +229,7 @@ def softmax_less_1(x: Array, axes: Axes) -> Array:
 
 @softmax_less_1.defjvp
 def _(axes, primals, tangents):
-    (x,), (dx,) = primals, tangents
+    (x,), dx = primals, wide(*tangents)
     p = softmax(x, axes)
     return softmax_less_1(x, axes), p * centred(x, p, dx, axes)
 
@@ -231,7 +242,7 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
         return sum_of_values(weight * gap, axes)
 
     def quick() -> Array:
-        fall = jnp.maximum(x - s.maximum, -_NEGLIGIBLE)
+        fall = jnp.maximum(wide(x) - s.maximum, -_NEGLIGIBLE)
         return -sum_of_values(jnp.exp(fall) * fall, axes)
 
     def on_cpu() -> Array:
@@ -251,7 +262,7 @@ def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
 
 @entropy.defjvp
 def _(axes, primals, tangents):
-    (x,), (dx,) = primals, tangents
+    (x,), dx = primals, wide(*tangents)
     h, gradient = entropy(x, axes)
     p = softmax(x, axes)
     dx_centred = centred(x, p, dx, axes)
@@ -269,7 +280,7 @@ def perplexity(x: Array, axes: Axes) -> Array:
 
 @perplexity.defjvp
 def _(axes, primals, tangents):
-    (x,), (dx,) = primals, tangents
+    (x,), dx = primals, wide(*tangents)
     value = perplexity(x, axes)
     return value, value * without(total_over(entropy(x, axes)[1] * dx, axes), axes)
 
@@ -278,18 +289,18 @@ def expected_surprisal(p: Array, x: Array, s: Partition, axes: Axes) -> Array:
     """Return sum(p surprisal), 0 log 0 = 0; the reduced axes are kept with length 1."""
 
     def surprisals() -> Array:
-        return (s.maximum - x) + s.excess
+        return (s.maximum - wide(x)) + s.excess
 
     def terms() -> Array:
-        return p * jnp.where(p == 0, 0, surprisals())
+        return wide(p) * jnp.where(p == 0, 0, surprisals())
 
     def on_cpu() -> Array:
         # A selection is dear inside a sum: it is left out where nothing is infinite.
-        least = own_pass(lambda: -max_over(-x, axes), lambda: s.total)
+        least = own_pass(lambda: -wide(max_over(-x, axes)), lambda: s.total)
         return lax.cond(
             jnp.any(least == -jnp.inf),
-            lambda: sum_of_values(own_pass(terms, lambda: p), axes),
-            lambda: sum_of_values(p * surprisals(), axes),
+            lambda: sum_of_values(own_pass(terms, lambda: wide(p)), axes),
+            lambda: sum_of_values(wide(p) * surprisals(), axes),
         )
 
     return lax.platform_dependent(cpu=on_cpu, default=lambda: sum_of_values(terms(), axes))
@@ -301,7 +312,7 @@ def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     s = partition(x, axes)
     value = expected_surprisal(p, x, s, axes)
     over_x = softmax_less(p, mass_of_others(p, axes), x, s)
-    over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, (s.maximum - x) + s.excess)
+    over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, (s.maximum - wide(x)) + s.excess)
     return without(value, axes), over_x, over_p
 
 
@@ -317,14 +328,16 @@ def _(axes, primals, tangents):
     p_moves, x_moves = _given(dp, dx)
     d_value, d_over_x, d_over_p = [], [], []
     if p_moves:
+        dp = wide(dp)
         d_value.append(without(total_over(over_p * dp, axes), axes))
         d_over_x.append((total_over(dp, axes) - dp) * q + dp * softmax_less_1(x, axes))
     if x_moves:
+        dx = wide(dx)
         dx_centred = centred(x, q, dx, axes)
         d_value.append(without(total_over(over_x * dx, axes), axes))
-        d_over_x.append(total_over(p, axes) * q * dx_centred)
+        d_over_x.append(total_over(wide(p), axes) * q * dx_centred)
         d_over_p.append(jnp.where((p == 0) & (x == -jnp.inf), 0, -dx_centred))
-    return primals_out, (_add(d_value, value), _add(d_over_x, x), _add(d_over_p, p))
+    return primals_out, (_add(d_value, value), _add(d_over_x, over_x), _add(d_over_p, over_p))
 
 
 def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
@@ -340,10 +353,15 @@ def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
     spread = is_spread(x, axis)
     chosen = class_index(x, axis, label.dtype) == label
     if names or spread:  # an index into what is spread would gather it
-        value = total_over(jnp.where(chosen, x, 0), axes)
+        value = total_over(jnp.where(chosen, wide(x), 0), axes)
     else:
         label = jnp.where(exists, label, 0)
-        value = jnp.take_along_axis(x, label, axis, mode="promise_in_bounds")
+
+        def pick() -> Array:
+            return wide(jnp.take_along_axis(x, label, axis, mode="promise_in_bounds"))
+
+        # XLA:CPU knows no narrow gather: it would share wide logits, written out, with a sum.
+        value = pick() if wide(x) is x else own_pass(pick, lambda: wide(max_over(x, axes)))
     return value, exists, chosen
 
 
@@ -365,7 +383,7 @@ def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> 
     losses = (maximum - of_class) + excess + nan
     # Written out, so that the sums over classes are not drawn into a later mean over examples.
     value = own_pass(lambda: losses, lambda: of_class)
-    weight = jnp.exp(x - s.maximum)
+    weight = jnp.exp(wide(x) - s.maximum)
     gradient = jnp.where(chosen, (weight - 1) - s.rest, weight) * (1 / s.total + invalid)
     if keep is None:
         return value, gradient
@@ -374,7 +392,7 @@ def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> 
 
 @class_surprisal.defjvp
 def _(axes, primals, tangents):
-    (x, labels, keep), (dx, *_) = primals, tangents
+    (x, labels, keep), dx = primals, wide(tangents[0])
     value, gradient = class_surprisal(x, labels, keep, axes)
     p = softmax(x, axes)
     d_gradient = p * centred(x, p, dx, axes)

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxce._axes import (
     Axes,
+    each_of_few,
     max_over,
     own_pass,
     sum_of_values,
@@ -28,8 +29,9 @@ from jaxce._numerics import (
     minus_log1p,
     quotient_and_rest,
     two_difference,
+    wide,
 )
-from jaxce._softmax import at_mode, centred, partition, softmax
+from jaxce._softmax import Partition, at_mode, centred, partition, softmax
 
 
 class _Pair(NamedTuple):
@@ -44,9 +46,9 @@ class _Pair(NamedTuple):
 
 
 class _Change(NamedTuple):
-    p: Array
-    e: Array  # log(q / p), up to a constant per example, 0 at the most probable class under p
-    gap_b: Array  # b at that class less b
+    w: Array  # p, still to be divided by its total
+    e: Array  # log(q / p), up to a constant per example
+    gap_b: Array  # what b was referenced at, less b
     error_b: Array  # what rounding gap_b has lost
 
 
@@ -60,8 +62,10 @@ class Exact(NamedTuple):
 
 def _finite(x: Array, maximum: Array, divisor: Array | None) -> Array:
     """Return x with a finite stand-in for -inf, far enough below to have weight 0 exactly."""
-    reach = float(jnp.finfo(x.dtype).max) / 8
-    return jnp.maximum(x, maximum - (reach if divisor is None else reach * jnp.minimum(divisor, 1)))
+    reach = float(jnp.finfo(maximum.dtype).max) / 8
+    if divisor is not None:
+        reach = reach * jnp.minimum(divisor, 1)
+    return jnp.maximum(wide(x), maximum - reach)
 
 
 def _gap(top: Array, x: Array, divisor: Array | None) -> tuple[Array, Array]:
@@ -85,13 +89,13 @@ def _weight(gap: Array, error: Array) -> Array:
 
 def _at_mode_of(a: Array, maximum: Array, b: Array, axes: Axes) -> Array:
     """Return b at the largest a (the largest such b), in arithmetic that vectorizes."""
-    elsewhere = jnp.minimum((maximum - a) * 2.0**100, 0.5)
+    elsewhere = jnp.minimum((maximum - wide(a)) * 2.0**100, 0.5)
     return max_over(b - elsewhere * float(jnp.finfo(b.dtype).max), axes)
 
 
 def _written_total(compute: Callable[[], Array], like: Array, axes: Axes) -> Array:
     """Sum over classes of what is so dear to compute that CPU does it sooner out of the sum."""
-    return sum_of_values(own_pass(compute, lambda: like), axes)
+    return sum_of_values(own_pass(compute, lambda: wide(like)), axes)
 
 
 def _log1p_of_sum(x: Array, axes: Axes) -> Array:
@@ -111,18 +115,21 @@ def _growth(p: Array, t: Array, risen: Array) -> Array:
 def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
     """Compare softmax(a) with softmax(b).
 
-    With e_j = (b_j - b_*) - (a_j - a_*), * the most probable class under p, which is exact where
-    the two are near, and d_j = e_j - mean_p(e):
+    With e_j = (max a - a_j) - (max b - b_j), which is exact where the two are near, and
+    d_j = e_j - mean_p(e):
 
         KL = log(1 + K),    K = sum_j p_j (exp(d_j) - 1 - d_j),
         t_j = e_j - c,      c = log(1 + u),    u = sum_j p_j (exp(e_j) - 1).
 
-    No term of K is negative, and a relative error in the mean hardly moves it. Where K or u is
-    large, the difference of the mean, or single, surprisals is accurate and does not overflow.
+    No term of K is negative, and a relative error in the mean hardly moves it. Where the two are
+    far apart KL is c - mean_p(e), and c the difference of two logarithms. What is needed relative
+    to the most probable class under p has the value of b there for max b.
 
     Where a and b are rounded quotients, every difference is taken of what was divided, and divided
     after that; the sums sa and sb hardly feel the rounding.
     """
+    if each_of_few(a, axes):  # so short a row is not vectorized: wide ones written out cost less
+        a, b = wide(a), wide(b)
     sa, sb = partition(a, axes), partition(b, axes)
     divisor, a_top, b_top = None, sa.maximum, sb.maximum
     if exact is not None:
@@ -130,53 +137,61 @@ def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
         a_top, b_top = max_over(a, axes), max_over(b, axes)
 
     # Made again in every pass: as arrays they would be written out for each to read.
-    def finite() -> tuple[Array, Array]:
-        return _finite(a, a_top, divisor), _finite(b, b_top, divisor)
-
-    b_mode = own_pass(lambda: _at_mode_of(a, a_top, finite()[1], axes), lambda: sa.total)
-
-    def change() -> _Change:
-        finite_a, finite_b = finite()
-        gap_a, rest_a = _gap(a_top, finite_a, divisor)
-        gap_b, rest_b = _gap(b_mode, finite_b, divisor)
+    def change(b_reference: Array = b_top) -> _Change:
+        gap_a, rest_a = _gap(a_top, _finite(a, a_top, divisor), divisor)
+        gap_b, rest_b = _gap(b_reference, _finite(b, b_top, divisor), divisor)
         e = (gap_a - gap_b) + _divided(rest_a - rest_b, divisor)
-        p = _weight(gap_a, _divided(rest_a, divisor)) / sa.total
-        return _Change(p, e, gap_b, _divided(rest_b, divisor))
+        w = _weight(gap_a, _divided(rest_a, divisor))
+        return _Change(w, e, gap_b, _divided(rest_b, divisor))
 
-    def p_times_e() -> Array:
-        p, e, *_ = change()
-        return p * e
+    def mean_under_p(compute: Callable[[], Array]) -> Array:
+        return _written_total(compute, a, axes) / sa.total
 
-    mean = _written_total(p_times_e, a, axes)
+    def w_times_e() -> Array:
+        w, e, *_ = change()
+        return w * e
+
+    mean = mean_under_p(w_times_e)
 
     # Where the exponent is not small, p exp(d) comes from b, because p may be 0 there.
     def convex() -> Array:
-        p, e, gap_b, error_b = change()
+        w, e, gap_b, error_b = change()
         d = e - mean
         gap_b, error = two_difference(gap_b, -mean)
-        risen = _weight(jnp.maximum(gap_b, -85), error_b + error) / sa.total
-        return _where_small(d, p * exp_series(jnp.clip(d, -1, 1)), risen - p * (1 + d))
+        risen = _weight(jnp.maximum(gap_b, -85), error_b + error)
+        return _where_small(d, w * exp_series(jnp.clip(d, -1, 1)), risen - w * (1 + d))
 
     def growth() -> Array:
-        p, e, gap_b, error_b = change()
-        risen = _weight(jnp.maximum(gap_b, -85), error_b) / sa.total
-        return _growth(p, e, risen)
+        w, e, gap_b, error_b = change()
+        return _growth(w, e, _weight(gap_b, error_b))
 
-    k = _written_total(convex, a, axes)
-    u = _written_total(growth, a, axes)
-    excess = sb.excess - sa.excess
-    close = k < 1e4
-    far = _gap(b_top, b_mode, divisor)[0] - mean + excess
-    kl = jnp.where(close, _log1p_of_sum(jnp.where(close, k, 0), axes), far)
+    apart = _log_quotient(sb, sa)
+    far = apart - mean
 
-    p, e, *_ = change()
-    finite_a, finite_b = finite()
-    gap_b, rest_b = _gap(b_top, finite_b, divisor)
+    def near() -> Array:
+        k = mean_under_p(convex)
+        return jnp.where(k < 1e4, _log1p_of_sum(jnp.where(k < 1e4, k, 0), axes), far)
+
+    def on_cpu() -> Array:
+        # The mean of |d| is at most 2 log(1 + exp(KL)): where KL is not small beside that and what
+        # it is the difference of, the difference is as good, and saves a pass.
+        cancels = ~((far > 0.5) & (6 * far > jnp.abs(mean) + jnp.abs(apart)))
+        return lax.cond(jnp.any(cancels), near, lambda: far)
+
+    kl = lax.platform_dependent(cpu=on_cpu, default=near)
+    u = mean_under_p(growth)
     close = (u > -0.5) & (u < 10)
-    apart = _gap(a_top, finite_a, divisor)[0] - gap_b - excess
-    t = jnp.where(close, e - _log1p_of_sum(jnp.where(close, u, 0), axes), apart)
-    q = _weight(gap_b, _divided(rest_b, divisor)) / sb.total
-    return _Pair(p, q, t, e, close, kl)
+    c = jnp.where(close, _log1p_of_sum(jnp.where(close, u, 0), axes), apart)
+    w, e, gap_b, error_b = change()
+    q = _weight(gap_b, error_b) / sb.total
+    b_mode = own_pass(lambda: _at_mode_of(a, a_top, _finite(b, b_top, divisor), axes), lambda: u)
+    return _Pair(w / sa.total, q, e - c, change(b_mode).e, close, kl)
+
+
+def _log_quotient(b: Partition, a: Partition) -> Array:
+    """Return log(b.total / a.total): of large totals not as a difference of two logarithms."""
+    large = jnp.minimum(a.total, b.total) > 1.5
+    return jnp.where(large, jnp.log(b.total / a.total), b.excess - a.excess)
 
 
 def _centred_pair(
@@ -188,10 +203,20 @@ def _centred_pair(
 
 def _penalty(a: Array, b: Array, axes: Axes) -> Array:
     """Return +inf if some class has p > 0 and q = 0, else 0."""
-    far = jnp.finfo(a.dtype).min / 8
-    change = jnp.maximum(b, far) - jnp.maximum(a, 2 * far)
-    impossible = -max_over(-change, axes) < far / 2
-    return jnp.where(impossible, jnp.inf, 0)
+    far = float(jnp.finfo(wide(a).dtype).min) / 8
+
+    def least(x: Array) -> Array:
+        return -max_over(-x, axes)
+
+    def penalty() -> Array:
+        change = jnp.maximum(wide(b), far) - jnp.maximum(wide(a), 2 * far)
+        return jnp.where(least(change) < far / 2, jnp.inf, 0).astype(change.dtype)
+
+    def on_cpu() -> Array:
+        least_b = own_pass(lambda: wide(least(b)), lambda: wide(least(a)))
+        return lax.cond(jnp.any(least_b < far / 2), penalty, lambda: jnp.zeros_like(least_b))
+
+    return lax.platform_dependent(cpu=on_cpu, default=penalty)
 
 
 def kl_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
@@ -204,14 +229,16 @@ def kl_of_quotients(
     a: Array, b: Array, exact: Exact | None, axes: Axes
 ) -> tuple[Array, Array, Array]:
     """The same, where a and b may be rounded quotients."""
-    p, q, t, from_mode, _, kl = _pair(a, b, axes, exact)
-    over_a = p * (_written_total(lambda: p * from_mode, a, axes) - from_mode)
-    return without(kl + _penalty(a, b, axes), axes), over_a, _growth(p, t, q)
+    pair = _pair(a, b, axes, exact)
+    mean = _written_total(lambda: pair.p * pair.from_mode, a, axes)
+    over_a = pair.p * (mean - pair.from_mode)
+    kl = without(pair.kl + _penalty(a, b, axes), axes)
+    return kl, over_a, _growth(pair.p, pair.t, pair.q)
 
 
 @kl_of_quotients.defjvp
 def _(axes, primals, tangents):
-    (a, b, exact), (da, db, _) = primals, tangents
+    (a, b, exact), da, db = primals, wide(tangents[0]), wide(tangents[1])
     _, over_a, over_b = primals_out = kl_of_quotients(a, b, exact, axes)
     p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
     from_a = total_over(over_a * da, axes)
@@ -261,7 +288,7 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
 @js_divergence.defjvp
 def _(axes, primals, tangents):
-    (a, b), (da, db) = primals, tangents
+    (a, b), da, db = primals, wide(tangents[0]), wide(tangents[1])
     _, over_a, over_b = primals_out = js_divergence(a, b, axes)
     p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
     dt = db_centred - da_centred

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 import operator
 from fractions import Fraction
 
@@ -86,6 +87,30 @@ def test_three_billion_weighted_tokens_in_one_loop():
     while exact(state.weight) * 2 < 2**46:
         state, times = state.merge(state), times + 1
     assert exact(state.weight) == steps * step * 2**times > 2**44
+
+
+@pytest.mark.parametrize("bins", [None, 3])
+def test_one_large_batch(bins):
+    """A million numbers in one update: whole ones exactly, others to ten digits or more."""
+    rng = np.random.default_rng(0)
+    size = 1_000_003
+    bin_of = rng.integers(0, bins or 1, size).astype(np.int32)
+
+    @jax.jit
+    def total(values):
+        if bins is None:
+            return Total.of(values)
+        return Total.of_bins(values, jnp.asarray(bin_of), bins)
+
+    whole = rng.integers(0, 2**24, size).astype(np.float32)
+    same = np.full(size, 0.1, np.float32)  # the same rounding a million times would add up
+    skewed = (rng.exponential(size=size) * np.exp(rng.uniform(-9, 9, size))).astype(np.float32)
+    for values, bound in ((whole, 0), (same, 1e-12), (skewed, 1e-10 if bins else 1e-12)):
+        sums = total(values)
+        for b in range(bins or 1):
+            right = Fraction(math.fsum(values[bin_of == b]))
+            got = exact(jax.tree.map(lambda x, b=b: jnp.ravel(x)[b], sums))
+            assert abs(got - right) <= bound * right
 
 
 def test_bad_labels_past_int32():

@@ -13,13 +13,14 @@ from jax.typing import ArrayLike
 from jaxce import _axes, _checks, _softmax
 from jaxce._axes import total_over
 from jaxce._categorical_logits import finished, prepared
+from jaxce._numerics import wide
 from jaxce.losses._reduction import AxisName, mesh_axes
 
 Axis = int | tuple[int, ...] | None
 
 
 class Rows(NamedTuple):
-    """Logits ready for the cores, and what they leave out."""
+    """Logits ready for the cores, as narrow as given, and what they leave out."""
 
     x: Array
     left: Array | None  # which examples have any class left
@@ -45,7 +46,7 @@ def logits_rows(
     name: str = "logits",
 ) -> Rows:
     """Check logits and `where`, shaped as the logits or as the batch; make ready for the cores."""
-    x = _checks.floating(name, logits)
+    x = _checks.floating(name, logits, narrow=True)
     positions = tuple(range(x.ndim)) if axis is None else _checks.axes(axis, x.ndim, name)
     mask = _mask(where, x, positions, name)
     axes = (*positions, *mesh_axes(axis_name))
@@ -59,7 +60,7 @@ def _is_zero(value: ArrayLike) -> bool:
 
 def _weights(class_weights: ArrayLike, x: Array, axis: int) -> Array:
     """Return one weight per class, shaped to broadcast against the logits."""
-    weights = _checks.floating("class_weights", class_weights).astype(x.dtype)
+    weights = _checks.floating("class_weights", class_weights).astype(wide(x).dtype)
     if weights.shape != (x.shape[axis],):
         raise ValueError(
             f"class_weights: expected one weight per class, shape ({x.shape[axis]},), "
@@ -148,14 +149,14 @@ def _soft(
                 f"{p.dtype} of shape {p.shape}. For class indices there is "
                 "softmax_cross_entropy_with_integer_labels."
             )
-        p = p.astype(x.dtype)  # a one-hot of integers or booleans is a distribution too
-    p, x = _checks.floating_pair("labels", p, "logits", x)
+        p = p.astype(wide(x).dtype)  # a one-hot of integers or booleans is a distribution too
+    p, x = _checks.floating_pair("labels", p, "logits", x, narrow=True)
     if 0 in [x.shape[a] for a in rows.positions]:
-        return jnp.sum(x, rows.positions)  # no classes: nothing is left
+        return jnp.sum(wide(x), rows.positions)  # no classes: nothing is left
     if smoothing is not None:
-        p = smoothed(p, x > -jnp.inf, smoothing, rows.axes)
+        p = smoothed(wide(p), x > -jnp.inf, smoothing, rows.axes)
     if class_weights is not None:
-        p = p * _weights(class_weights, x, _single(rows.positions, "class_weights"))
+        p = wide(p) * _weights(class_weights, x, _single(rows.positions, "class_weights"))
     if rows.mask is not None:
         p = jnp.where(rows.mask, p, 0)
     return finished(_softmax.cross_entropy(p, x, rows.axes)[0], rows.left, 1.0)
@@ -270,7 +271,7 @@ def _integer(
     axis_name: AxisName,
 ) -> Array:
     _checks.order("logits", logits, "labels", labels, "In jaxce.losses predictions come first.")
-    x = _checks.floating("logits", logits)
+    x = _checks.floating("logits", logits, narrow=True)
     positions = _checks.axes(axis, x.ndim, "logits")
     if jnp.issubdtype(jnp.asarray(labels).dtype, jnp.floating):
         raise TypeError(
@@ -295,21 +296,21 @@ def _integer(
     axes = (*positions, *mesh_axes(axis_name))
     (class_axis,) = positions
     if x.shape[class_axis] == 0:
-        return jnp.sum(x, class_axis)  # no classes: nothing is left
+        return jnp.sum(wide(x), class_axis)  # no classes: nothing is left
     if smoothing is not None and keep is not None:
         x = jnp.where(jnp.expand_dims(keep, class_axis), x, 0)
     x, left = prepared(x, where, axes)
     loss = _softmax.class_surprisal(x, labels, keep, axes)[0]
     spread = None
     if smoothing is not None:
-        exists = x > -jnp.inf
-        spread = exists.astype(x.dtype) / total_over(exists.astype(x.dtype), axes)
+        exists = (x > -jnp.inf).astype(loss.dtype)
+        spread = exists / total_over(exists, axes)
     if class_weights is not None:
         weights = _weights(class_weights, x, class_axis)
         loss = loss * _of_label(weights, x, labels, axes, class_axis)
         spread = None if spread is None else spread * weights
     if smoothing is not None and spread is not None:
-        smoothing = jnp.asarray(smoothing, x.dtype)
+        smoothing = jnp.asarray(smoothing, loss.dtype)
         even = _softmax.cross_entropy(spread, x, axes)[0]
         loss = (1 - smoothing) * loss + smoothing * (
             even if keep is None else jnp.where(keep, even, 0)

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxce import _axes, _checks, _softmax, losses
 from jaxce._axes import own_pass, sum_of_values, total_over
 from jaxce._categorical_logits import prepared
-from jaxce._numerics import expm1
+from jaxce._numerics import expm1, wide
 from jaxce.metrics._totals import Total
 
 
@@ -80,7 +80,7 @@ class Batch(Examples):
         weights: ArrayLike | None,
         bytes: ArrayLike | None = None,
     ):
-        x = _checks.floating("logits", logits)
+        x = _checks.floating("logits", logits, narrow=True)
         self._axes = _checks.axes(-1, x.ndim, "logits")
         if x.shape[-1] == 0:
             raise ValueError(f"logits: expected at least one class, got shape {x.shape}.")
@@ -102,7 +102,7 @@ class Batch(Examples):
             self.bad_labels = Total.count(~good if keep is None else keep & ~good)
             keep = good if keep is None else keep & good
         elif labels is not None:
-            p, x = _checks.floating_pair("labels", labels, "logits", x)
+            p, x = _checks.floating_pair("labels", labels, "logits", x, narrow=True)
             self._target = p if mask is None else jnp.where(mask, p, 0)
         self._x = x
         # Not when first asked for: that may be inside a branch, which nothing leaves.
@@ -180,23 +180,25 @@ class Batch(Examples):
         So the label is among the k first exactly where `jax.lax.top_k` has it.
         """
         x, logit = self._x, self._label_logit
-        before = self._as_bytes(lambda: (x > logit) | ((x == logit) & self._is_before_label()))
-        return total_over(before.astype(x.dtype), self._axes)
+        before = self._as_bytes(
+            lambda: (wide(x) > logit) | ((wide(x) == logit) & self._is_before_label())
+        )
+        return total_over(before.astype(logit.dtype), self._axes)
 
     @cached_property
     def is_first(self) -> Array:
         """1 where rank is 0, else 0; cheaper, because ties matter only at the maximum."""
         x, s = self._x, self._partition
-        first = (self._label_logit == s.maximum).astype(x.dtype)
+        first = (self._label_logit == s.maximum).astype(s.total.dtype)
 
         def by_index() -> Array:
-            earlier = self._as_bytes(lambda: (x == s.maximum) & self._is_before_label())
-            return first * (1 - _axes.max_over(earlier, self._axes)).astype(x.dtype)
+            earlier = self._as_bytes(lambda: (wide(x) == s.maximum) & self._is_before_label())
+            return first * (1 - _axes.max_over(earlier, self._axes)).astype(first.dtype)
 
         def if_tied() -> Array:
             # The maxima counted in arithmetic that vectorizes.
-            huge = 2 / float(jnp.finfo(x.dtype).tiny)
-            ties = total_over(jnp.maximum(1 - (s.maximum - x) * huge, 0), self._axes)
+            huge = 2 / float(jnp.finfo(first.dtype).tiny)
+            ties = total_over(jnp.maximum(1 - (s.maximum - wide(x)) * huge, 0), self._axes)
             return lax.cond(jnp.any(first * ties > 1), by_index, lambda: first)
 
         def on_cpu() -> Array:
@@ -228,7 +230,7 @@ class Batch(Examples):
         if top_k == 1 and "rank" not in vars(self):
             first = self.is_first
         else:
-            first = (self.rank < top_k).astype(self._x.dtype)
+            first = (self.rank < top_k).astype(self.rank.dtype)
         return self._of_example(first) + 0 * self.odds_against
 
     @cached_property
@@ -239,7 +241,8 @@ class Batch(Examples):
             p = self._target
 
             def distance() -> Array:
-                return sum_of_values(jnp.square(jnp.exp(x - s.maximum) / s.total - p), axes)
+                predicted = jnp.exp(wide(x) - s.maximum) / s.total
+                return sum_of_values(jnp.square(predicted - wide(p)), axes)
 
             return self._of_example(own_pass(distance, lambda: s.total))
 
@@ -247,10 +250,10 @@ class Batch(Examples):
         # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
         weight = jnp.exp(self._label_logit - s.maximum)
         likely = (weight == 1) & (s.rest < 1)
-        least = jnp.where(likely, 0, 2).astype(x.dtype)
+        least = jnp.where(likely, 0, 2).astype(weight.dtype)
 
         def squares() -> Array:
-            w = jnp.exp(x - s.maximum)
+            w = jnp.exp(wide(x) - s.maximum)
             return sum_of_values(jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least)), axes)
 
         rest = own_pass(squares, lambda: s.total) - jnp.where(likely, 0, jnp.square(weight))
