@@ -170,3 +170,21 @@ def test_options_are_keywords(measure):
 def test_errors_come_at_trace_time():
     with pytest.raises(TypeError, match="p"):
         jax.eval_shape(BY_ID["entropy"], jax.ShapeDtypeStruct((3,), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("name", "takes", "arrays"),
+    [
+        ("entropy_with_logits", "x", 0.1),
+        ("cross_entropy_with_logits", "yx", 0.1),
+        ("cross_entropy_with_logits", "px", 1.1),  # terms, in a branch that logits of -inf take
+    ],
+)
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what a CPU's compiler writes out")
+def test_narrow_logits_are_not_written_out_wide(name, takes, arrays):
+    """Each pass widens what it reads: temporaries in arrays of float32 logits."""
+    shape = (256, 4096)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    args = [jax.ShapeDtypeStruct((256,), jnp.int32) if kind == "y" else x for kind in takes]
+    compiled = jax.jit(lambda *a: getattr(jaxce, name)(*a).mean()).lower(*args).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < arrays * 4 * np.prod(shape)
