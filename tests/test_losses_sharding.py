@@ -188,6 +188,31 @@ def test_sharded_arrays(case, types, mesh):
     compare((value, grad), exact(x, target, **keywords))
 
 
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("case", ALL_KEYWORDS)
+def test_sharded_bfloat16(case, types):
+    """Narrow logits go ways of their own."""
+    loss, exact, kind, keywords, _ = CASES[case]
+    x, target = sample(kind)
+    narrow = x.astype(jnp.bfloat16)
+    *_, by_class, by_row = MESHES["rows and classes"]
+    with using("rows and classes", types) as the_mesh:
+        spread = (
+            jax.device_put(narrow, NamedSharding(the_mesh, by_class)),
+            jax.device_put(target, NamedSharding(the_mesh, second_spec(kind, by_class, by_row))),
+        )
+        loss = functools.partial(loss, **{k: jnp.asarray(v) for k, v in keywords.items()})
+        run = jax.jit(value_and_gradient(loss)).lower(*spread).compile()
+        value, grad = run(*spread)
+        assert only_numbers_per_example(run)
+    want, want_grad = exact(narrow.astype(np.float32), target, **keywords)
+    compare((value,), (want,))
+    assert grad.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        grad.astype(np.float32), want_grad.astype(float), rtol=2**-8, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize(("case", "mesh"), [row for row in SPREAD if row[0] in NAMED])
 def test_shard_map(case, mesh):
     """axis_name: the loss sees its own classes only, and the labels count over all of them."""

@@ -271,7 +271,8 @@ def _integer(
     axis_name: AxisName,
 ) -> Array:
     _checks.order("logits", logits, "labels", labels, "In jaxce.losses predictions come first.")
-    x = _checks.floating("logits", logits, narrow=True)
+    # With smoothing two functions have a gradient over the logits: the sum is what is rounded.
+    x = _checks.floating("logits", logits, narrow=smoothing is None)
     positions = _checks.axes(axis, x.ndim, "logits")
     if jnp.issubdtype(jnp.asarray(labels).dtype, jnp.floating):
         raise TypeError(
