@@ -364,7 +364,7 @@ def test_axis_spellings():
     want = measure.value(x.reshape(5, 12)).astype(float)
     for axis in itertools.permutations((1, -1)):
         np.testing.assert_allclose(measure(x, axis=axis), want, rtol=2e-6)
-    for axis in (1, -2, (1,)):
+    for axis in (1, -2, (1,), [1]):
         np.testing.assert_allclose(
             measure(x, axis=axis), measure.value(np.moveaxis(x, 1, -1)).astype(float), rtol=2e-6
         )

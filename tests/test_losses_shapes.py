@@ -76,7 +76,7 @@ def test_labels_are_flat_over_several_axes(axis):
 
 
 @pytest.mark.parametrize("name", ["soft", "poly", "kl", "generalized kl"])
-@pytest.mark.parametrize("axis", [(1, 2), (-1, 0), None])
+@pytest.mark.parametrize("axis", [(1, 2), (-1, 0), [0, 1], None])
 def test_distributions_over_several_axes(name, axis):
     function, kind, oracle = MASKED[name]
     x, labels, p, _ = sample(2, 3, 4)

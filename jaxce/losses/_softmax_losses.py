@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple, cast
 
 import jax
@@ -13,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxce import _axes, _checks, _softmax
 from jaxce._axes import total_over
 from jaxce._categorical_logits import finished, prepared
+from jaxce._jit import jit_measure
 from jaxce._numerics import wide
 from jaxce.losses._reduction import AxisName, mesh_axes
 
@@ -128,7 +128,7 @@ def softmax_cross_entropy(
     return _soft(logits, labels, where, smoothing, class_weights, axis=axis, axis_name=axis_name)
 
 
-@partial(jax.jit, static_argnames=("axis", "axis_name"))
+@jit_measure("axis", "axis_name")
 def _soft(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -258,7 +258,7 @@ def _flattened(x: Array, axis: tuple[int, ...]) -> Array:
     return moved.reshape(*moved.shape[: x.ndim - len(axis)], -1)
 
 
-@partial(jax.jit, static_argnames=("axis", "axis_name"))
+@jit_measure("axis", "axis_name")
 def _integer(
     logits: ArrayLike,
     labels: ArrayLike,
