@@ -29,9 +29,11 @@ from jaxce._axes import (
     each_of_few,
     is_spread,
     max_over,
+    min_over,
     names_of,
     own_pass,
     positions_of,
+    sum_of,
     sum_of_values,
     total_over,
     with_axes,
@@ -62,6 +64,10 @@ def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     return gap, jnp.exp(-gap) * (1 - error)
 
 
+def _weight(x: Array, maximum: Array) -> Array:
+    return jnp.exp(wide(x) - maximum)
+
+
 def _unless_1(weight: Array) -> Array:
     """Return the weight, or 0 where it is 1.
 
@@ -72,8 +78,11 @@ def _unless_1(weight: Array) -> Array:
 
 def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
     """Sum of exp(x - maximum) over the classes whose weight does not round to 1."""
-    weight = weights(x, maximum)[1] if exact else jnp.exp(wide(x) - maximum)
-    return total_over(_unless_1(weight), axes)
+
+    def others(x: Array, maximum: Array) -> Array:
+        return _unless_1(weights(x, maximum)[1] if exact else _weight(x, maximum))
+
+    return sum_of(others, (x,), (maximum,), axes)
 
 
 def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
@@ -81,7 +90,7 @@ def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     maximum = wide(max_over(x, axes))
 
     def plain() -> Array:
-        return total_over(jnp.exp(wide(x) - maximum), axes)
+        return sum_of(_weight, (x,), (maximum,), axes)
 
     # With a gradient, which shares the exponentials of wide logits; of narrow ones it shares the
     # wide logits too, and both would be written out.
@@ -148,15 +157,14 @@ def softmax_less(p: Array, others: Array, x: Array, s: Partition) -> Array:
 
 def mass_of_others(p: Array, axes: Axes) -> Array:
     """Return sum(p) - p, with the digits of the others where one class has most of the mass."""
-    mass = own_pass(lambda: sum_of_values(wide(p), axes), lambda: wide(max_over(p, axes)))
+    mass = own_pass(lambda: sum_of(wide, (p,), (), axes), lambda: wide(max_over(p, axes)))
     most = 0.75 * mass
 
     # What is less than most of the mass, in arithmetic that vectorizes.
-    def minor() -> Array:
-        each = wide(p)
-        return sum_of_values(jnp.minimum(each, jnp.maximum(most - each, 0) * 2.0**100), axes)
+    def minor(p: Array, most: Array) -> Array:
+        return jnp.minimum(wide(p), jnp.maximum(most - wide(p), 0) * 2.0**100)
 
-    others = own_pass(minor, lambda: mass)
+    others = own_pass(lambda: sum_of(minor, (p,), (most,), axes), lambda: mass)
     return jnp.where(wide(p) < most, mass - wide(p), others)
 
 
@@ -237,13 +245,16 @@ def _(axes, primals, tangents):
 def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
     """Mean under softmax(x) of the gaps; the reduced axes are kept with length 1."""
 
-    def exact() -> Array:
-        gap, weight = weights(x, s.maximum)
-        return sum_of_values(weight * gap, axes)
+    def careful(x: Array, maximum: Array) -> Array:
+        gap, weight = weights(x, maximum)
+        return weight * gap
 
-    def quick() -> Array:
-        fall = jnp.maximum(wide(x) - s.maximum, -_NEGLIGIBLE)
-        return -sum_of_values(jnp.exp(fall) * fall, axes)
+    def plain(x: Array, maximum: Array) -> Array:
+        fall = jnp.maximum(wide(x) - maximum, -_NEGLIGIBLE)
+        return -jnp.exp(fall) * fall
+
+    exact = partial(sum_of, careful, (x,), (s.maximum,), axes)
+    quick = partial(sum_of, plain, (x,), (s.maximum,), axes)
 
     def on_cpu() -> Array:
         return lax.cond(jnp.min(s.total, initial=2) < _LARGE_GAPS, exact, quick)
@@ -288,19 +299,19 @@ def _(axes, primals, tangents):
 def expected_surprisal(p: Array, x: Array, s: Partition, axes: Axes) -> Array:
     """Return sum(p surprisal), 0 log 0 = 0; the reduced axes are kept with length 1."""
 
-    def surprisals() -> Array:
-        return (s.maximum - wide(x)) + s.excess
+    def plain(p: Array, x: Array, maximum: Array, excess: Array) -> Array:
+        return wide(p) * ((maximum - wide(x)) + excess)
 
     def terms() -> Array:
-        return wide(p) * jnp.where(p == 0, 0, surprisals())
+        return wide(p) * jnp.where(p == 0, 0, (s.maximum - wide(x)) + s.excess)
 
     def on_cpu() -> Array:
         # A selection is dear inside a sum: it is left out where nothing is infinite.
-        least = own_pass(lambda: -wide(max_over(-x, axes)), lambda: s.total)
+        least = own_pass(lambda: wide(min_over(x, axes)), lambda: s.total)
         return lax.cond(
             jnp.any(least == -jnp.inf),
             lambda: sum_of_values(own_pass(terms, lambda: wide(p)), axes),
-            lambda: sum_of_values(wide(p) * surprisals(), axes),
+            lambda: sum_of(plain, (p, x), (s.maximum, s.excess), axes),
         )
 
     return lax.platform_dependent(cpu=on_cpu, default=lambda: sum_of_values(terms(), axes))

@@ -16,6 +16,7 @@ from jaxce._axes import (
     Axes,
     each_of_few,
     max_over,
+    min_over,
     own_pass,
     sum_of_values,
     total_over,
@@ -205,15 +206,12 @@ def _penalty(a: Array, b: Array, axes: Axes) -> Array:
     """Return +inf if some class has p > 0 and q = 0, else 0."""
     far = float(jnp.finfo(wide(a).dtype).min) / 8
 
-    def least(x: Array) -> Array:
-        return -max_over(-x, axes)
-
     def penalty() -> Array:
         change = jnp.maximum(wide(b), far) - jnp.maximum(wide(a), 2 * far)
-        return jnp.where(least(change) < far / 2, jnp.inf, 0).astype(change.dtype)
+        return jnp.where(min_over(change, axes) < far / 2, jnp.inf, 0).astype(change.dtype)
 
     def on_cpu() -> Array:
-        least_b = own_pass(lambda: wide(least(b)), lambda: wide(least(a)))
+        least_b = own_pass(lambda: wide(min_over(b, axes)), lambda: wide(min_over(a, axes)))
         return lax.cond(jnp.any(least_b < far / 2), penalty, lambda: jnp.zeros_like(least_b))
 
     return lax.platform_dependent(cpu=on_cpu, default=penalty)

@@ -213,6 +213,23 @@ def test_sharded_bfloat16(case, types):
     )
 
 
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_many_classes(types):
+    """Rows so long that they are summed in pieces: no piece is cut by a device's border."""
+    classes = 2**16
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((2, classes)).astype(np.float32)
+    x[0, 5] = 30  # a confident row, for the careful sum
+    p = np.exp(rng.standard_normal((2, classes)))
+    p = (p / p.sum(-1, keepdims=True)).astype(np.float32)
+    *_, by_class, _ = MESHES["classes"]
+    with using("classes", types) as the_mesh:
+        spread = [jax.device_put(a, NamedSharding(the_mesh, by_class)) for a in (x, p)]
+        run = jax.jit(value_and_gradient(soft)).lower(*spread).compile()
+        assert only_numbers_per_example(run, 2)
+        compare(run(*spread), exact_soft(x, p))
+
+
 @pytest.mark.parametrize(("case", "mesh"), [row for row in SPREAD if row[0] in NAMED])
 def test_shard_map(case, mesh):
     """axis_name: the loss sees its own classes only, and the labels count over all of them."""
