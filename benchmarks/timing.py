@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +14,18 @@ import jax
 def interleaved(
     runs: Mapping[str, Callable[[], object]], seconds: float = 2.0, least: int = 9
 ) -> dict[str, list[float]]:
-    """Time each run in turn, round after round, for about `seconds` in all; results in seconds."""
+    """Time each run in turn, round after round, for about `seconds` in all; results in seconds.
+
+    The order changes from round to round: torch's threads still spin when the next run begins.
+    """
     for run in runs.values():
         jax.block_until_ready(run())
     times: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs.items()), random.Random(0).shuffle
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
-        for name, run in runs.items():
+        shuffle(order)
+        for name, run in order:
             start = time.perf_counter()
             jax.block_until_ready(run())
             times[name].append(time.perf_counter() - start)
