@@ -79,14 +79,21 @@ def _add(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
     return high, error + (a[1] + b[1])
 
 
+def _everywhere(x: Array) -> NamedSharding | None:
+    """Return the sharding of what all devices have, if the type of x says that it is spread."""
+    sharding = jax.typeof(x).sharding
+    is_spread = any(name is not None for name in sharding.spec)
+    return NamedSharding(sharding.mesh, PartitionSpec()) if is_spread else None
+
+
 def _summed(high: Array, low: Array) -> tuple[Array, Array]:
     """Return the sum of all pairs, a pair, by adding eighths to each other again and again.
 
     Few additions follow each other, so that what they miss stays small, and they are vectorized,
     unlike those of a reduction with a rule of its own.
     """
-    if any(name is not None for name in jax.typeof(high).sharding.spec):
-        high, low = (jax.sharding.reshard(x, PartitionSpec()) for x in (high, low))
+    if everywhere := _everywhere(high):
+        high, low = (jax.sharding.reshard(x, everywhere) for x in (high, low))
     high, low = high.ravel(), low.ravel()
     while high.size != 1:
         missing = -high.size % 8 if high.size else 8
@@ -133,17 +140,13 @@ class Total:
         on_grid = jnp.where(jnp.isfinite(high), (high + grid) - grid, high)
         rest = jnp.where(jnp.isfinite(high), high - on_grid, 0) + low
 
-        sharding = jax.typeof(high).sharding
-        is_spread = any(name is not None for name in sharding.spec)
-        out = NamedSharding(sharding.mesh, PartitionSpec()) if is_spread else None
-
         block = jnp.arange(bins.size, dtype=bins.dtype).reshape(bins.shape) // _BLOCK
         blocks = max(-(-bins.size // _BLOCK), 1)
 
         def add_up(x: Array) -> Total:
             zeros = jnp.zeros(blocks * size, jnp.float32)
             at = bins + size * block
-            sums = zeros.at[at].add(x, mode="promise_in_bounds", out_sharding=out)
+            sums = zeros.at[at].add(x, mode="promise_in_bounds", out_sharding=_everywhere(high))
             sums = sums.reshape(blocks, size)
             return Total(sums, jnp.zeros_like(sums))._merged()
 
