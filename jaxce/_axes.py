@@ -67,16 +67,14 @@ def sum_of_values(x: Array, axes: Axes) -> Array:
 
 def _pieces(x: Array, axes: Axes) -> int:
     """Return into how many equal pieces to take a row of classes, 1 where that is of no use."""
-    size = x.shape[-1]
+    last, size = x.ndim - 1, x.shape[-1]
+    if size <= _LONGEST or positions_of(axes) != (last,) or is_spread(x, last):
+        return 1
     least = -(-size // _LONGEST)
-    if positions_of(axes) != (x.ndim - 1,) or is_spread(x, x.ndim - 1):
-        return 1
-    if least == 1:
-        return 1
     # A multiple of 64, if any will do, so that no piece lies on two devices. Pieces of less than a
     # thousand classes would cost more than they bring.
     most = size // 2**10
-    counts = (*range(-(-least // 64) * 64, most + 1, 64), *range(least, most + 1))
+    counts = (*range(64 * -(-least // 64), most + 1, 64), *range(least, most + 1))
     return next((n for n in counts if size % n == 0), 1)
 
 

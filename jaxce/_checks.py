@@ -11,17 +11,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxce._numerics import wide, wide_dtype
+
 Axis = int | Sequence[int]
 
 
-def _float_dtype(name: str, dtype: jnp.dtype) -> jnp.dtype:
-    """Return the dtype to compute in: float32 for anything narrower, else the dtype itself."""
+def _floating_array(name: str, x: ArrayLike) -> jax.Array:
+    """Return `x` as an array of its own floating dtype."""
+    x = array(name, x)
+    dtype = x.dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{name}: expected a floating dtype, got {dtype}. "
             f"Convert it first, for example {name}.astype(jnp.float32)."
         )
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+    # A weak type (a Python float) would let the result's dtype depend on what it meets later.
+    return jax.lax.convert_element_type(x, dtype)
 
 
 def array(name: str, x: ArrayLike | None) -> jax.Array:
@@ -36,10 +41,8 @@ def floating(name: str, x: ArrayLike, *, narrow: bool = False) -> jax.Array:
 
     With `narrow`, float16 and bfloat16 stay what they are, for cores that widen them themselves.
     """
-    x = array(name, x)
-    dtype = _float_dtype(name, x.dtype)
-    # A weak type (a Python float) would let the result's dtype depend on what it meets later.
-    return jax.lax.convert_element_type(x, x.dtype if narrow else dtype)
+    x = _floating_array(name, x)
+    return x if narrow else wide(x)
 
 
 def integers(name: str, x: ArrayLike) -> jax.Array:
@@ -69,13 +72,11 @@ def floating_pair(
 
     With `narrow`, what would become float32 stays narrow.
     """
-    wide = floating(name_a, a), floating(name_b, b)
-    shape = broadcast(name_a, wide[0].shape, name_b, wide[1].shape)
-    dtype = max((x.dtype for x in wide), key=lambda d: d.itemsize)  # float32 or float64
-    if narrow and dtype == jnp.float32:
-        a, b = floating(name_a, a, narrow=True), floating(name_b, b, narrow=True)
-    else:
-        a, b = (x.astype(dtype) for x in wide)
+    a, b = _floating_array(name_a, a), _floating_array(name_b, b)
+    shape = broadcast(name_a, a.shape, name_b, b.shape)
+    dtype = max(wide_dtype(a.dtype), wide_dtype(b.dtype), key=lambda d: d.itemsize)
+    if not narrow or dtype != jnp.float32:
+        a, b = a.astype(dtype), b.astype(dtype)
     return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
 
 

@@ -12,9 +12,19 @@ import jax.numpy as jnp
 from jax import lax
 
 
+def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """Return the dtype to compute in: float32 for anything narrower, else the dtype itself."""
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
+
+
+def is_narrow(x: jax.Array) -> bool:
+    """Whether the numbers of x are narrower than float32, in which they are computed."""
+    return wide_dtype(x.dtype) != x.dtype
+
+
 def wide(x: jax.Array) -> jax.Array:
-    """Return x in float32 if it is narrower: what to compute in."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    """Return x in the dtype to compute in."""
+    return x.astype(wide_dtype(x.dtype))
 
 
 def where_nonzero(p: jax.Array, value: jax.Array) -> jax.Array:

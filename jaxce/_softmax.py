@@ -39,7 +39,7 @@ from jaxce._axes import (
     with_axes,
     without,
 )
-from jaxce._numerics import log1p, two_difference, wide
+from jaxce._numerics import is_narrow, log1p, two_difference, wide
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
@@ -64,7 +64,8 @@ def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     return gap, jnp.exp(-gap) * (1 - error)
 
 
-def _weight(x: Array, maximum: Array) -> Array:
+def plain_weight(x: Array, maximum: Array) -> Array:
+    """Return exp(x - maximum), which is off by the rounding of a large gap."""
     return jnp.exp(wide(x) - maximum)
 
 
@@ -80,7 +81,7 @@ def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
     """Sum of exp(x - maximum) over the classes whose weight does not round to 1."""
 
     def others(x: Array, maximum: Array) -> Array:
-        return _unless_1(weights(x, maximum)[1] if exact else _weight(x, maximum))
+        return _unless_1(weights(x, maximum)[1] if exact else plain_weight(x, maximum))
 
     return sum_of(others, (x,), (maximum,), axes)
 
@@ -90,11 +91,11 @@ def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     maximum = wide(max_over(x, axes))
 
     def plain() -> Array:
-        return sum_of(_weight, (x,), (maximum,), axes)
+        return sum_of(plain_weight, (x,), (maximum,), axes)
 
     # With a gradient, which shares the exponentials of wide logits; of narrow ones it shares the
     # wide logits too, and both would be written out.
-    total = plain() if wide(x) is x else own_pass(plain, lambda: maximum)
+    total = own_pass(plain, lambda: maximum) if is_narrow(x) else plain()
     exact = partial(_others, x, maximum, axes, exact=True)
 
     def on_cpu() -> Array:
@@ -150,7 +151,7 @@ def _parts(maximum: Array, total: Array, others: Array, axes: Axes) -> Partition
 
 def softmax_less(p: Array, others: Array, x: Array, s: Partition) -> Array:
     """Return (p + others) softmax(x) - p, accurate where p has most of the two and softmax of 1."""
-    weight = jnp.exp(wide(x) - s.maximum)
+    weight = plain_weight(x, s.maximum)
     p, others = wide(p), wide(others)
     return (others * weight + p * ((weight - 1) - s.rest)) / s.total
 
@@ -372,7 +373,7 @@ def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
             return wide(jnp.take_along_axis(x, label, axis, mode="promise_in_bounds"))
 
         # XLA:CPU knows no narrow gather: it would share wide logits, written out, with a sum.
-        value = pick() if wide(x) is x else own_pass(pick, lambda: wide(max_over(x, axes)))
+        value = own_pass(pick, lambda: wide(max_over(x, axes))) if is_narrow(x) else pick()
     return value, exists, chosen
 
 
@@ -394,7 +395,7 @@ def class_surprisal(x: Array, labels: Array, keep: Array | None, axes: Axes) -> 
     losses = (maximum - of_class) + excess + nan
     # Written out, so that the sums over classes are not drawn into a later mean over examples.
     value = own_pass(lambda: losses, lambda: of_class)
-    weight = jnp.exp(wide(x) - s.maximum)
+    weight = plain_weight(x, s.maximum)
     gradient = jnp.where(chosen, (weight - 1) - s.rest, weight) * (1 / s.total + invalid)
     if keep is None:
         return value, gradient

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxce._numerics import wide_dtype
+
 # Each part of a kernel's gradient is added in its turn: beside the gradient no second one is alive.
 _PARTS = 4
 
@@ -71,10 +73,6 @@ def _unchunked(tree: Any, tokens: int) -> Any:
     return jax.tree.map(lambda x: _joined(jnp.moveaxis(x, 0, 1), tokens), tree)
 
 
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
-
-
 def _dot(a: Array, b: Array, over: tuple[int, int], dtype: jnp.dtype) -> Array:
     dims = (((over[0],), (over[1],)), ((), ()))
     return lax.dot_general(a, b, dims, preferred_element_type=dtype)
@@ -83,7 +81,7 @@ def _dot(a: Array, b: Array, over: tuple[int, int], dtype: jnp.dtype) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _product(class_axis: int, x: Array, kernel: Array, summed: Array) -> Array:
     """Return x @ kernel; `summed` is the kernel once more, in the dtype of its gradient."""
-    return _dot(x, kernel, (1, 1 - class_axis), _wide(x.dtype))
+    return _dot(x, kernel, (1, 1 - class_axis), wide_dtype(x.dtype))
 
 
 @_product.defjvp
@@ -219,7 +217,7 @@ def _sweep(
     start = (
         [
             Head(
-                zeros(x, w.inputs, _wide(x.dtype) if plan.names else x.dtype),
+                zeros(x, w.inputs, wide_dtype(x.dtype) if plan.names else x.dtype),
                 zeros(head.kernel, w.kernel, plan.dtype),
                 zeros(head.bias, w.bias, plan.dtype),
             )

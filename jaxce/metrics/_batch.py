@@ -7,7 +7,7 @@ that what they share is computed once, and what none of them needs is not comput
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxce import _axes, _checks, _softmax, losses
-from jaxce._axes import own_pass, sum_of_values, total_over
+from jaxce._axes import own_pass, sum_of, total_over
 from jaxce._categorical_logits import prepared
 from jaxce._numerics import expm1, wide
 from jaxce.metrics._totals import Total
@@ -238,13 +238,12 @@ class Batch(Examples):
         """Squared distance of the predicted from the true distribution."""
         x, s, axes = self._x, self._partition, self._axes
         if self._target is not None:
-            p = self._target
 
-            def distance() -> Array:
-                predicted = jnp.exp(wide(x) - s.maximum) / s.total
-                return sum_of_values(jnp.square(predicted - wide(p)), axes)
+            def distance(x: Array, p: Array, maximum: Array, total: Array) -> Array:
+                return jnp.square(_softmax.plain_weight(x, maximum) / total - wide(p))
 
-            return self._of_example(own_pass(distance, lambda: s.total))
+            of_all = partial(sum_of, distance, (x, self._target), (s.maximum, s.total), axes)
+            return self._of_example(own_pass(of_all, lambda: s.total))
 
         # Where the label has most of the probability, its square is left out, not subtracted: the
         # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
@@ -252,11 +251,12 @@ class Batch(Examples):
         likely = (weight == 1) & (s.rest < 1)
         least = jnp.where(likely, 0, 2).astype(weight.dtype)
 
-        def squares() -> Array:
-            w = jnp.exp(wide(x) - s.maximum)
-            return sum_of_values(jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least)), axes)
+        def square(x: Array, maximum: Array, least: Array) -> Array:
+            w = _softmax.plain_weight(x, maximum)
+            return jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least))
 
-        rest = own_pass(squares, lambda: s.total) - jnp.where(likely, 0, jnp.square(weight))
+        squares = own_pass(partial(sum_of, square, (x,), (s.maximum, least), axes), lambda: s.total)
+        rest = squares - jnp.where(likely, 0, jnp.square(weight))
         missed = expm1(-self._surprisal)
         return self._of_example(rest / jnp.square(s.total) + jnp.square(missed))
 
