@@ -21,13 +21,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxce import _checks
+from jaxce._axes import own_pass, sum_of, total, total_over, without
 from jaxce._jit import jit_measure
 from jaxce._numerics import (
     exact_sum,
+    kl_parts,
+    kl_term,
     log,
     log1p,
     log_ratio,
-    minus_log1p,
     reciprocal,
     two_difference,
     where_nonzero,
@@ -124,7 +126,7 @@ def entropy(
     """
     unit = _checks.nats_per_unit(base)
     p, axes = _single(p, axis, where)
-    return jnp.sum(p * _log_inverse(p, p != 0), axes) / unit
+    return total(p * _log_inverse(p, p != 0), axes) / unit
 
 
 @jit_measure("axis")
@@ -155,7 +157,7 @@ def perplexity(
     (1977).
     """
     p, axes = _single(p, axis, where)
-    return jnp.exp(jnp.sum(p * _log_inverse(p, p != 0), axes))
+    return jnp.exp(total(p * _log_inverse(p, p != 0), axes))
 
 
 @jit_measure("axis", "base")
@@ -196,7 +198,7 @@ def cross_entropy(
     """
     unit = _checks.nats_per_unit(base)
     p, q, axes = _pair(p, q, axis, where)
-    return jnp.sum(where_nonzero(p, p) * _log_inverse(q, p != 0), axes) / unit
+    return total(where_nonzero(p, p) * _log_inverse(q, p != 0), axes) / unit
 
 
 def _on_support(p: Array, q: Array) -> tuple[Array, Array]:
@@ -211,15 +213,22 @@ def _kl(p: Array, q: Array, axes: Axes) -> Array:
 
     The first part is not negative; the second is summed exactly, because it cancels.
     """
-    p, q = _on_support(p, q)
-    r = (q - p) / p
-    near = jnp.abs(r) < 0.5
-    convex = jnp.where(near, p * minus_log1p(jnp.where(near, r, 0)), 0)
-    impossible = jnp.where(q == 0, jnp.inf, 0)
-    high, low = two_difference(p, q)
-    high = jnp.where(near, high, p * (jnp.log(p) - jnp.log(jnp.where(q == 0, 1, q))))
-    rest = exact_sum(high, jnp.where(near, low, 0), axes)
-    return jnp.sum(convex + impossible, axes) + rest
+
+    def terms(p: Array, q: Array) -> Array:
+        near, close, far = kl_parts(jnp.where(p == 0, 1, p), q, q - p)
+        return where_nonzero(p, jnp.where(near, close, far))
+
+    def excess() -> Array:
+        near, _, _ = kl_parts(jnp.where(p == 0, 1, p), q, q - p)
+        high, low = two_difference(p, q)
+        near = near & (p != 0)
+        return exact_sum(jnp.where(near, high, 0), jnp.where(near, low, 0), axes)
+
+    def like() -> Array:
+        return without(total_over(p, axes), axes)
+
+    sum_of_terms = own_pass(lambda: without(sum_of(terms, (p, q), (), axes), axes), like)
+    return sum_of_terms + own_pass(excess, like)
 
 
 @_kl.defjvp
@@ -228,7 +237,7 @@ def _(axes, primals, tangents):
     p_, q_ = _on_support(p, q)
     over_p = where_nonzero(p, 1 - log_ratio(p_, q_, q_ - p_))
     over_q = where_nonzero(p, -p_ * reciprocal(q_))
-    return _kl(p, q, axes), jnp.sum(over_p * dp + over_q * dq, axes)
+    return _kl(p, q, axes), total(over_p * dp + over_q * dq, axes)
 
 
 @jit_measure("axis", "base")
@@ -288,11 +297,11 @@ def _(primals, tangents):
 def _js(p: Array, q: Array, axes: Axes) -> Array:
     """Mean of KL(p || m) and KL(q || m): the sums of p - m and q - m cancel exactly."""
 
-    def side(p: Array, q: Array) -> Array:
-        one = jnp.where(p == 0, 1, p)
-        return jnp.where(p == 0, q / 2, p * minus_log1p((q - p) / 2 / one))
+    def terms(p: Array, q: Array) -> Array:
+        mean, half = (p + q) / 2, (q - p) / 2
+        return kl_term(p, mean, half) + kl_term(q, mean, -half)
 
-    return jnp.sum(side(p, q) + side(q, p), axes) / 2
+    return total(terms(p, q), axes) / 2
 
 
 @_js.defjvp
@@ -302,7 +311,7 @@ def _(axes, primals, tangents):
     def over(p: Array, q: Array) -> Array:
         return where_nonzero(p, -_log_mixture_ratio(*_on_support(p, q)) / 2)
 
-    return _js(p, q, axes), jnp.sum(over(p, q) * dp + over(q, p) * dq, axes)
+    return _js(p, q, axes), total(over(p, q) * dp + over(q, p) * dq, axes)
 
 
 @jit_measure("axis", "base")

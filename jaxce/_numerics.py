@@ -112,7 +112,10 @@ def exact_sum(high: jax.Array, low: jax.Array, axes: tuple[int, ...]) -> jax.Arr
 
     def add(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]):
         total, error = two_difference(a[0], -b[0])
-        return total, error + (a[1] + b[1])
+        error = error + (a[1] + b[1])
+        # Kept small against the total, so that it has digits of its own in sums of any length.
+        whole = total + error
+        return whole, error - (whole - total)
 
     zero = jnp.zeros((), high.dtype)
     high, low = lax.reduce((high, low), (zero, zero), add, axes)
@@ -182,24 +185,32 @@ def _(primals, tangents):
     return expm1_minus(t), expm1(_below_overflow(t)) * dt
 
 
+# Where the series of `minus_log1p` is used: |r / (2 + r)| <= 0.4.
+_SMALL_RATIO = (-0.57, 1.33)
+
+
 def _small_ratio(r: jax.Array) -> jax.Array:
-    """Where the series of `minus_log1p` is used: |r / (2 + r)| <= 0.4."""
-    return (r > -0.57) & (r < 1.33)
+    low, high = _SMALL_RATIO
+    return (r > low) & (r < high)
 
 
-def minus_log1p(r: jax.Array) -> jax.Array:
-    r"""Return \(r - \log(1 + r) \ge 0\), accurate also where it is about r**2 / 2.
+def _minus_log1p_series(r: jax.Array) -> jax.Array:
+    """Return r - log(1 + r) for a small ratio r.
 
     With s = r / (2 + r), log(1 + r) = 2 atanh(s) and r - 2 s = r s.
     """
-    small = _small_ratio(r)
-    x = jnp.where(small, r, 0)
-    s = x / (2 + x)
+    s = r / (2 + r)
     square = s * s
     # 2 atanh(s) - 2 s = 2 s^3 (1/3 + s^2/5 + s^4/7 + ...)
     tail = _polynomial(square, [1 / (2 * k + 3) for k in range(_terms(r, 9, 20))])
+    return s * (r - 2 * square * tail)
+
+
+def minus_log1p(r: jax.Array) -> jax.Array:
+    r"""Return \(r - \log(1 + r) \ge 0\), accurate also where it is about r**2 / 2."""
+    small = _small_ratio(r)
     other = jnp.where(small, 1, r)
-    return jnp.where(small, s * (x - 2 * square * tail), other - jnp.log(1 + other))
+    return jnp.where(small, _minus_log1p_series(jnp.where(small, r, 0)), other - jnp.log(1 + other))
 
 
 def log1p(r: jax.Array) -> jax.Array:
@@ -211,17 +222,24 @@ def log1p(r: jax.Array) -> jax.Array:
     return jnp.where(small, x - minus_log1p(x), jnp.log(1 + jnp.where(small, 0, r)))
 
 
-def kl_term(p: jax.Array, q: jax.Array, change: jax.Array) -> jax.Array:
-    r"""Return \(p \log(p / q) - p + q \ge 0\) for p >= 0, q >= 0 and change = q - p.
+def kl_parts(
+    p: jax.Array, q: jax.Array, change: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""Return where p and q are near, \(p \log(p / q) - p + q\) there, \(p \log(p / q)\) elsewhere.
 
-    It is p (r - log(1 + r)) with r = change / p: accurate also where p and q nearly agree.
+    For p > 0 and change = q - p. The second is p (r - log(1 + r)) with r = change / p. In the third
+    stand roots, whose quotient neither overflows nor underflows.
     """
-    one = jnp.where(p == 0, 1, p)
-    r = jnp.where(p == 0, 0, change / one)
-    near = _small_ratio(r)
-    close = p * minus_log1p(jnp.where(near, r, 0))
-    far = change - p * (jnp.log(jnp.where(near, 1, q)) - jnp.log(one))
-    return jnp.where(p == 0, q, jnp.where(near, close, far))
+    r = change / p
+    small = jnp.clip(r, *_SMALL_RATIO)
+    far = p * (2 * jnp.log(jnp.sqrt(p) / jnp.sqrt(q)))
+    return small == r, p * _minus_log1p_series(small), far
+
+
+def kl_term(p: jax.Array, q: jax.Array, change: jax.Array) -> jax.Array:
+    r"""Return \(p \log(p / q) - p + q \ge 0\) for p >= 0, q >= 0 and change = q - p."""
+    near, close, far = kl_parts(jnp.where(p == 0, 1, p), q, change)
+    return jnp.where(p == 0, q, jnp.where(near, close, change + far))
 
 
 @jax.custom_jvp

@@ -29,7 +29,7 @@ from jax import lax
 from jax.sharding import auto_axes
 from jax.typing import ArrayLike
 
-from jaxce import _checks, _huffman, _numerics
+from jaxce import _axes, _checks, _huffman, _numerics
 from jaxce._jit import jit_measure
 
 __all__ = [
@@ -196,7 +196,7 @@ def expected_length(p: ArrayLike, lengths: ArrayLike, *, axis: _checks.Axis = -1
     p = _checks.floating("p", p)
     p, lengths = _checks.floating_pair("p", p, "lengths", _lengths(lengths, p.dtype))
     axes = _checks.axes(axis, p.ndim, "p")
-    return jnp.sum(p * _numerics.where_nonzero(p, lengths), axis=axes)
+    return _axes.total(p * _numerics.where_nonzero(p, lengths), axes)
 
 
 def _lengths(lengths: ArrayLike, dtype: np.dtype[Any]) -> jax.Array:

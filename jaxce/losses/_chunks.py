@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
+from jaxce import _axes
 from jaxce._numerics import wide_dtype
 
 # Each part of a kernel's gradient is added in its turn: beside the gradient no second one is alive.
@@ -145,7 +146,7 @@ def per_token(plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any) -> 
 
 
 def _total(values: Array, weights: Array) -> Array:
-    return jnp.sum(jnp.where(weights == 0, 0, values) * weights)
+    return _axes.total(jnp.where(weights == 0, 0, values) * weights)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -165,11 +166,11 @@ def _(plan, primals, tangents):
     total = _total(values, weights)
     change = jnp.zeros_like(total)
     for gradient, (_, tangent) in zip(gradients, given, strict=True):
-        inner = jnp.sum(gradient * tangent.astype(gradient.dtype)).astype(total.dtype)
+        inner = _axes.total(gradient * tangent.astype(gradient.dtype)).astype(total.dtype)
         partial_over = _varying_over(inner) & {*plan.names} if _vma(primals) else {*plan.names}
         change = change + (lax.psum(inner, tuple(sorted(partial_over))) if partial_over else inner)
     if not isinstance(d_weights, SymbolicZero):
-        change = change + jnp.sum(values * d_weights)
+        change = change + _axes.total(values * d_weights)
     return total, change
 
 

@@ -90,7 +90,7 @@ def softmax_focal_loss(
     surprisal = surprisal_with_logits(x, axis=axis)
     surprisal = jnp.where((p == 0) & jnp.isinf(surprisal), 0, surprisal)
     terms = p * _focal(surprisal, jnp.asarray(gamma, x.dtype))
-    return finished(jnp.sum(terms, rows.positions), rows.left, 1.0)
+    return finished(_axes.total(terms, rows.positions), rows.left, 1.0)
 
 
 @jit_measure("axis")
