@@ -4,7 +4,6 @@ Axes are non-negative positions and, inside `shard_map`, names of mesh axes that
 spread over. A reduction keeps the positions with length 1; `without` drops them.
 """
 
-import math
 from collections.abc import Callable
 from functools import reduce
 from typing import TypeVar
@@ -18,8 +17,6 @@ T = TypeVar("T")
 
 # Of a row that XLA:CPU sums quickly.
 _LONGEST = 2**15
-# So many lose little, in whatever order they are added.
-_FEW_PRODUCTS = 2**6
 
 
 def positions_of(axes: Axes) -> tuple[int, ...]:
@@ -56,23 +53,19 @@ def each_of_few(x: Array, axes: Axes) -> list[Array]:
     return [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
 
 
-def total(x: Array, axes: tuple[int, ...] | None = None, *, keepdims: bool = False) -> Array:
-    """Sum over axes, or over everything; for sums of products, which `jnp.sum` does not suit.
+def products(a: Array, b: Array) -> Array:
+    """Return a * b for a sum of them; a is finite.
 
-    XLA:CPU of jax 0.10 adds a single row of products one by one, and loses three digits where they
-    are many and equal. It does not if the last operation on them is an addition: here of a zero
-    that it may not know.
+    XLA:CPU of jax 0.10 adds the products of a single row one by one, and loses three digits where
+    they are many and equal. It does not if the last operation on them is an addition.
     """
-    positions = range(x.ndim) if axes is None else axes
-    if math.prod(x.shape[a] for a in positions) > _FEW_PRODUCTS:
-        x = x + lax.optimization_barrier(jnp.zeros((), x.dtype))
-    return jnp.sum(x, axes, keepdims=keepdims)
+    return a * b + 0 * a
 
 
 def total_over(x: Array, axes: Axes) -> Array:
     """Sum over axes, which are kept with length 1, and over named mesh axes."""
-    whole = total(x, positions_of(axes), keepdims=True)
-    return lax.psum(whole, names_of(axes)) if names_of(axes) else whole
+    total = jnp.sum(x, positions_of(axes), keepdims=True)
+    return lax.psum(total, names_of(axes)) if names_of(axes) else total
 
 
 def sum_of_values(x: Array, axes: Axes) -> Array:

@@ -21,7 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxce import _checks
-from jaxce._axes import own_pass, sum_of, total, total_over, without
+from jaxce._axes import own_pass, products, sum_of, total_over, without
 from jaxce._jit import jit_measure
 from jaxce._numerics import (
     exact_sum,
@@ -126,7 +126,7 @@ def entropy(
     """
     unit = _checks.nats_per_unit(base)
     p, axes = _single(p, axis, where)
-    return total(p * _log_inverse(p, p != 0), axes) / unit
+    return jnp.sum(products(p, _log_inverse(p, p != 0)), axes) / unit
 
 
 @jit_measure("axis")
@@ -157,7 +157,9 @@ def perplexity(
     (1977).
     """
     p, axes = _single(p, axis, where)
-    return jnp.exp(total(p * _log_inverse(p, p != 0), axes))
+    # Exactly: the exponential makes of each ulp of the entropy as many as there are nats.
+    terms = p * _log_inverse(p, p != 0)
+    return jnp.exp(exact_sum(terms, jnp.zeros_like(terms), axes))
 
 
 @jit_measure("axis", "base")
@@ -198,7 +200,7 @@ def cross_entropy(
     """
     unit = _checks.nats_per_unit(base)
     p, q, axes = _pair(p, q, axis, where)
-    return total(where_nonzero(p, p) * _log_inverse(q, p != 0), axes) / unit
+    return jnp.sum(products(where_nonzero(p, p), _log_inverse(q, p != 0)), axes) / unit
 
 
 def _on_support(p: Array, q: Array) -> tuple[Array, Array]:
@@ -237,7 +239,7 @@ def _(axes, primals, tangents):
     p_, q_ = _on_support(p, q)
     over_p = where_nonzero(p, 1 - log_ratio(p_, q_, q_ - p_))
     over_q = where_nonzero(p, -p_ * reciprocal(q_))
-    return _kl(p, q, axes), total(over_p * dp + over_q * dq, axes)
+    return _kl(p, q, axes), jnp.sum(products(dp, over_p) + products(dq, over_q), axes)
 
 
 @jit_measure("axis", "base")
@@ -301,7 +303,7 @@ def _js(p: Array, q: Array, axes: Axes) -> Array:
         mean, half = (p + q) / 2, (q - p) / 2
         return kl_term(p, mean, half) + kl_term(q, mean, -half)
 
-    return total(terms(p, q), axes) / 2
+    return jnp.sum(terms(p, q), axes) / 2
 
 
 @_js.defjvp
@@ -311,7 +313,7 @@ def _(axes, primals, tangents):
     def over(p: Array, q: Array) -> Array:
         return where_nonzero(p, -_log_mixture_ratio(*_on_support(p, q)) / 2)
 
-    return _js(p, q, axes), total(over(p, q) * dp + over(q, p) * dq, axes)
+    return _js(p, q, axes), jnp.sum(products(dp, over(p, q)) + products(dq, over(q, p)), axes)
 
 
 @jit_measure("axis", "base")

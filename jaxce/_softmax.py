@@ -33,6 +33,7 @@ from jaxce._axes import (
     names_of,
     own_pass,
     positions_of,
+    products,
     sum_of,
     sum_of_values,
     total_over,
@@ -186,7 +187,7 @@ def centred(x: Array, p: Array, value: Array, axes: Axes) -> Array:
     class has nearly all the probability.
     """
     change = value - at_mode(x, value, axes)
-    return change - total_over(p * change, axes)
+    return change - total_over(products(p, change), axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -211,7 +212,7 @@ def log_normalizer(x: Array, axes: Axes) -> Array:
 @log_normalizer.defjvp
 def _(axes, primals, tangents):
     (x,), dx = primals, wide(*tangents)
-    return log_normalizer(x, axes), without(total_over(softmax(x, axes) * dx, axes), axes)
+    return log_normalizer(x, axes), without(total_over(products(dx, softmax(x, axes)), axes), axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -224,7 +225,7 @@ def surprisal(x: Array, axes: Axes) -> Array:
 @surprisal.defjvp
 def _(axes, primals, tangents):
     (x,), dx = primals, wide(*tangents)
-    moved = softmax(x, axes) * dx
+    moved = products(dx, softmax(x, axes))
     # sum(p dx) - dx_j, with (p_j - 1) dx_j taken on its own and no cancellation elsewhere:
     # its transpose is p_k (sum_j ct_j - ct_k) + (p_k - 1) ct_k.
     return surprisal(x, axes), (total_over(moved, axes) - moved) + softmax_less_1(x, axes) * dx
@@ -248,11 +249,11 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
 
     def careful(x: Array, maximum: Array) -> Array:
         gap, weight = weights(x, maximum)
-        return weight * gap
+        return products(weight, gap)
 
     def plain(x: Array, maximum: Array) -> Array:
         fall = jnp.maximum(wide(x) - maximum, -_NEGLIGIBLE)
-        return -jnp.exp(fall) * fall
+        return products(jnp.exp(fall), -fall)
 
     exact = partial(sum_of, careful, (x,), (s.maximum,), axes)
     quick = partial(sum_of, plain, (x,), (s.maximum,), axes)
@@ -278,7 +279,7 @@ def _(axes, primals, tangents):
     h, gradient = entropy(x, axes)
     p = softmax(x, axes)
     dx_centred = centred(x, p, dx, axes)
-    dh = total_over(gradient * dx, axes)
+    dh = total_over(products(dx, gradient), axes)
     return (h, gradient), (without(dh, axes), gradient * dx_centred - p * (dx_centred + dh))
 
 
@@ -294,14 +295,15 @@ def perplexity(x: Array, axes: Axes) -> Array:
 def _(axes, primals, tangents):
     (x,), dx = primals, wide(*tangents)
     value = perplexity(x, axes)
-    return value, value * without(total_over(entropy(x, axes)[1] * dx, axes), axes)
+    return value, value * without(total_over(products(dx, entropy(x, axes)[1]), axes), axes)
 
 
 def expected_surprisal(p: Array, x: Array, s: Partition, axes: Axes) -> Array:
     """Return sum(p surprisal), 0 log 0 = 0; the reduced axes are kept with length 1."""
 
     def plain(p: Array, x: Array, maximum: Array, excess: Array) -> Array:
-        return wide(p) * ((maximum - wide(x)) + excess)
+        # Two products, for the reason of `products`.
+        return wide(p) * (maximum - wide(x)) + wide(p) * excess
 
     def terms() -> Array:
         return wide(p) * jnp.where(p == 0, 0, (s.maximum - wide(x)) + s.excess)
@@ -341,12 +343,12 @@ def _(axes, primals, tangents):
     d_value, d_over_x, d_over_p = [], [], []
     if p_moves:
         dp = wide(dp)
-        d_value.append(without(total_over(over_p * dp, axes), axes))
+        d_value.append(without(total_over(products(dp, over_p), axes), axes))
         d_over_x.append((total_over(dp, axes) - dp) * q + dp * softmax_less_1(x, axes))
     if x_moves:
         dx = wide(dx)
         dx_centred = centred(x, q, dx, axes)
-        d_value.append(without(total_over(over_x * dx, axes), axes))
+        d_value.append(without(total_over(products(dx, over_x), axes), axes))
         d_over_x.append(total_over(wide(p), axes) * q * dx_centred)
         d_over_p.append(jnp.where((p == 0) & (x == -jnp.inf), 0, -dx_centred))
     return primals_out, (_add(d_value, value), _add(d_over_x, over_x), _add(d_over_p, over_p))
@@ -410,4 +412,4 @@ def _(axes, primals, tangents):
     d_gradient = p * centred(x, p, dx, axes)
     if keep is not None:
         d_gradient = jnp.where(jnp.expand_dims(keep, positions_of(axes)), d_gradient, 0)
-    return (value, gradient), (without(total_over(gradient * dx, axes), axes), d_gradient)
+    return (value, gradient), (without(total_over(products(dx, gradient), axes), axes), d_gradient)

@@ -18,6 +18,7 @@ from jaxce._axes import (
     max_over,
     min_over,
     own_pass,
+    products,
     sum_of_values,
     total_over,
     with_axes,
@@ -239,8 +240,8 @@ def _(axes, primals, tangents):
     (a, b, exact), da, db = primals, wide(tangents[0]), wide(tangents[1])
     _, over_a, over_b = primals_out = kl_of_quotients(a, b, exact, axes)
     p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
-    from_a = total_over(over_a * da, axes)
-    d_kl = from_a + total_over(over_b * db, axes)
+    from_a = total_over(products(da, over_a), axes)
+    d_kl = from_a + total_over(products(db, over_b), axes)
     d_over_a = over_a * da_centred - p * (from_a + centred(a, p, db - da, axes))
     d_over_b = q * db_centred - p * da_centred
     return primals_out, (without(d_kl, axes), d_over_a, d_over_b)
@@ -261,7 +262,7 @@ def _mixture_gradient(x: Array, p: Array, e: Array, t: Array, axes: Axes) -> Arr
     near = jnp.abs(change) < 1
     close = log1p(jnp.exp(-_softplus(-t_mode)) * expm1(jnp.where(near, change, 0)))
     log_ratio = jnp.where(near, close, _softplus(t) - _softplus(t_mode))
-    return p * (total_over(p * log_ratio, axes) - log_ratio) / 2
+    return p * (total_over(products(p, log_ratio), axes) - log_ratio) / 2
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -290,7 +291,7 @@ def _(axes, primals, tangents):
     _, over_a, over_b = primals_out = js_divergence(a, b, axes)
     p, q, da_centred, db_centred = _centred_pair(a, b, da, db, axes)
     dt = db_centred - da_centred
-    js_a, js_b = total_over(over_a * da, axes), total_over(over_b * db, axes)
+    js_a, js_b = total_over(products(da, over_a), axes), total_over(products(db, over_b), axes)
 
     def share(p: Array, q: Array) -> Array:
         return q / jnp.where(q == 0, 1, p + q)

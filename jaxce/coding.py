@@ -196,7 +196,7 @@ def expected_length(p: ArrayLike, lengths: ArrayLike, *, axis: _checks.Axis = -1
     p = _checks.floating("p", p)
     p, lengths = _checks.floating_pair("p", p, "lengths", _lengths(lengths, p.dtype))
     axes = _checks.axes(axis, p.ndim, "p")
-    return _axes.total(p * _numerics.where_nonzero(p, lengths), axes)
+    return jnp.sum(_axes.products(p, _numerics.where_nonzero(p, lengths)), axes)
 
 
 def _lengths(lengths: ArrayLike, dtype: np.dtype[Any]) -> jax.Array:

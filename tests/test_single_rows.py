@@ -14,7 +14,7 @@ from jaxce import losses
 from tests import cases, corpus
 from tests.test_accuracy import LD, program, worst
 
-SIZES = (1000, 40_000)
+SIZES = (2000, 40_000)
 REDUCING = [m.id for m in cases.CATEGORICAL if m.reduces]
 
 

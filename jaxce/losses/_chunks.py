@@ -146,7 +146,7 @@ def per_token(plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any) -> 
 
 
 def _total(values: Array, weights: Array) -> Array:
-    return _axes.total(jnp.where(weights == 0, 0, values) * weights)
+    return jnp.sum(_axes.products(weights, jnp.where(weights == 0, 0, values)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -166,11 +166,12 @@ def _(plan, primals, tangents):
     total = _total(values, weights)
     change = jnp.zeros_like(total)
     for gradient, (_, tangent) in zip(gradients, given, strict=True):
-        inner = _axes.total(gradient * tangent.astype(gradient.dtype)).astype(total.dtype)
+        products = _axes.products(tangent.astype(gradient.dtype), gradient)
+        inner = jnp.sum(products).astype(total.dtype)
         partial_over = _varying_over(inner) & {*plan.names} if _vma(primals) else {*plan.names}
         change = change + (lax.psum(inner, tuple(sorted(partial_over))) if partial_over else inner)
     if not isinstance(d_weights, SymbolicZero):
-        change = change + _axes.total(values * d_weights)
+        change = change + jnp.sum(_axes.products(d_weights, values))
     return total, change
 
 

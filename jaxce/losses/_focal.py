@@ -89,8 +89,8 @@ def softmax_focal_loss(
         p = jnp.where(rows.mask, p, 0)
     surprisal = surprisal_with_logits(x, axis=axis)
     surprisal = jnp.where((p == 0) & jnp.isinf(surprisal), 0, surprisal)
-    terms = p * _focal(surprisal, jnp.asarray(gamma, x.dtype))
-    return finished(_axes.total(terms, rows.positions), rows.left, 1.0)
+    terms = _axes.products(p, _focal(surprisal, jnp.asarray(gamma, x.dtype)))
+    return finished(jnp.sum(terms, rows.positions), rows.left, 1.0)
 
 
 @jit_measure("axis")
@@ -141,14 +141,16 @@ def poly_loss_cross_entropy(
 def _missed(p: Array, x: Array, axes: _axes.Axes) -> Array:
     """Return sum p (1 - softmax(x)); its gradient over x is -softmax (p - its mean)."""
     wrong = -_softmax.softmax_less_1(x, axes)
-    return _axes.without(_axes.total_over(p * wrong, axes), axes)
+    return _axes.without(_axes.total_over(_axes.products(p, wrong), axes), axes)
 
 
 @_missed.defjvp
 def _(axes, primals, tangents):
     (p, x), (dp, dx) = primals, tangents
     q = _softmax.softmax(x, axes)
-    change = -q * _softmax.centred(x, q, p, axes) * dx - _softmax.softmax_less_1(x, axes) * dp
+    over_x = -q * _softmax.centred(x, q, p, axes)
+    over_p = -_softmax.softmax_less_1(x, axes)
+    change = _axes.products(dx, over_x) + _axes.products(dp, over_p)
     return _missed(p, x, axes), _axes.without(_axes.total_over(change, axes), axes)
 
 

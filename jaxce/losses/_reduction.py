@@ -76,7 +76,7 @@ def _sum_and_count(
     if mask is not None:
         v, w = jnp.where(mask, v, 0), jnp.where(mask, w, 0)
     # A weight of 0 leaves an example out, like where: 0 * inf is not asked for.
-    total, count = _axes.total(jnp.where(w == 0, 0, v) * w), jnp.sum(w)
+    total, count = jnp.sum(_axes.products(w, jnp.where(w == 0, 0, v))), jnp.sum(w)
     return (total, count) if axis_name is None else lax.psum((total, count), axis_name)
 
 
