@@ -217,13 +217,12 @@ def _kl(p: Array, q: Array, axes: Axes) -> Array:
     """
 
     def terms(p: Array, q: Array) -> Array:
-        near, close, far = kl_parts(jnp.where(p == 0, 1, p), q, q - p)
+        near, close, far = kl_parts(p, q, q - p)
         return where_nonzero(p, jnp.where(near, close, far))
 
     def excess() -> Array:
-        near, _, _ = kl_parts(jnp.where(p == 0, 1, p), q, q - p)
+        near, _, _ = kl_parts(p, q, q - p)
         high, low = two_difference(p, q)
-        near = near & (p != 0)
         return exact_sum(jnp.where(near, high, 0), jnp.where(near, low, 0), axes)
 
     def like() -> Array:
@@ -298,12 +297,8 @@ def _(primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _js(p: Array, q: Array, axes: Axes) -> Array:
     """Mean of KL(p || m) and KL(q || m): the sums of p - m and q - m cancel exactly."""
-
-    def terms(p: Array, q: Array) -> Array:
-        mean, half = (p + q) / 2, (q - p) / 2
-        return kl_term(p, mean, half) + kl_term(q, mean, -half)
-
-    return jnp.sum(terms(p, q), axes) / 2
+    mean, half = (p + q) / 2, (q - p) / 2
+    return jnp.sum(kl_term(p, mean, half) + kl_term(q, mean, -half), axes) / 2
 
 
 @_js.defjvp

@@ -227,18 +227,20 @@ def kl_parts(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     r"""Return where p and q are near, \(p \log(p / q) - p + q\) there, \(p \log(p / q)\) elsewhere.
 
-    For p > 0 and change = q - p. The second is p (r - log(1 + r)) with r = change / p. In the third
-    stand roots, whose quotient neither overflows nor underflows.
+    For change = q - p; nothing is near p = 0, and the last is not meant for it. The second is
+    p (r - log(1 + r)) with r = change / p. In the third stand roots, whose quotient neither
+    overflows nor underflows.
     """
-    r = change / p
+    one = jnp.where(p == 0, 1, p)
+    r = change / one
     small = jnp.clip(r, *_SMALL_RATIO)
-    far = p * (2 * jnp.log(jnp.sqrt(p) / jnp.sqrt(q)))
-    return small == r, p * _minus_log1p_series(small), far
+    far = one * (2 * jnp.log(jnp.sqrt(one) / jnp.sqrt(q)))
+    return (small == r) & (p != 0), p * _minus_log1p_series(small), far
 
 
 def kl_term(p: jax.Array, q: jax.Array, change: jax.Array) -> jax.Array:
     r"""Return \(p \log(p / q) - p + q \ge 0\) for p >= 0, q >= 0 and change = q - p."""
-    near, close, far = kl_parts(jnp.where(p == 0, 1, p), q, change)
+    near, close, far = kl_parts(p, q, change)
     return jnp.where(p == 0, q, jnp.where(near, close, change + far))
 
 
