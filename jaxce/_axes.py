@@ -105,15 +105,14 @@ def sum_of(
 
     def in_pieces() -> Array:
         *shape, size = rows[0].shape
-        parts = total_over(
-            compute(
-                *(x.reshape(*shape, pieces, size // pieces) for x in rows),
-                *(jnp.expand_dims(a, -1) for a in numbers),
-            ),
-            (rows[0].ndim,),
+        split = [x.reshape(*shape, pieces, size // pieces) for x in rows]
+        each = [jnp.expand_dims(a, -1) for a in numbers]
+        # On its own, or the two sums become one again, or a slow pair where the pieces are many.
+        parts = own_pass(
+            lambda: total_over(compute(*split, *each), (rows[0].ndim,)),
+            lambda: compute(*(x[..., :1] for x in split), *each),
         )
-        # Without the barrier the two sums would become one again.
-        return total_over(lax.optimization_barrier(parts)[..., 0], axes)
+        return total_over(parts[..., 0], axes)
 
     return lax.platform_dependent(cpu=in_pieces, default=whole)
 

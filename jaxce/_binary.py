@@ -80,7 +80,7 @@ def _slope(p: Array, q: Array) -> Array:
     """Derivative of the cross-entropy over q, (q - p) / (q (1 - q)); by terms at the edges."""
     inside = (q > 0) & (q < 1)
     q_ = jnp.where(inside, q, 0.5)
-    edge = where_nonzero(1 - p, (1 - p) / (1 - q)) - where_nonzero(p, p / q)
+    edge = (1 - p) / jnp.where(p == 1, 1, 1 - q) - p / jnp.where(p == 0, 1, q)
     return jnp.where(inside, (q_ - p) / q_ / (1 - q_), edge)
 
 

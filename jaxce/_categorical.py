@@ -48,6 +48,14 @@ def _log_inverse(p: Array, support: Array) -> Array:
     return -log(jnp.where(support, p, 1))
 
 
+def _terms(p: Array, q: Array) -> Array:
+    """Return p log(1 / q), 0 where p is 0.
+
+    The selection comes last: a single row of products is otherwise added one by one (`products`).
+    """
+    return where_nonzero(p, p * _log_inverse(q, p != 0))
+
+
 def _single(p: ArrayLike, axis: _checks.Axis, where: ArrayLike | None) -> tuple[Array, Axes]:
     array = _checks.floating("p", p)
     axes = _checks.axes(axis, array.ndim, "p")
@@ -126,7 +134,7 @@ def entropy(
     """
     unit = _checks.nats_per_unit(base)
     p, axes = _single(p, axis, where)
-    return jnp.sum(products(p, _log_inverse(p, p != 0)), axes) / unit
+    return jnp.sum(_terms(p, p), axes) / unit
 
 
 @jit_measure("axis")
@@ -158,7 +166,7 @@ def perplexity(
     """
     p, axes = _single(p, axis, where)
     # Exactly: the exponential makes of each ulp of the entropy as many as there are nats.
-    terms = p * _log_inverse(p, p != 0)
+    terms = _terms(p, p)
     return jnp.exp(exact_sum(terms, jnp.zeros_like(terms), axes))
 
 
@@ -200,7 +208,7 @@ def cross_entropy(
     """
     unit = _checks.nats_per_unit(base)
     p, q, axes = _pair(p, q, axis, where)
-    return jnp.sum(products(where_nonzero(p, p), _log_inverse(q, p != 0)), axes) / unit
+    return jnp.sum(_terms(p, q), axes) / unit
 
 
 def _on_support(p: Array, q: Array) -> tuple[Array, Array]:
