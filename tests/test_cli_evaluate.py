@@ -306,7 +306,9 @@ def interrupted(files, monkeypatch):
 def test_ctrl_c_reports_the_part_and_can_be_resumed(interrupted):
     files, result = interrupted
     assert result.exit_code == 130
-    assert result.stderr == "jaxce: interrupted: 128 of 301 examples were read\n"
+    assert result.stderr == (
+        "jaxce: interrupted: 128 of 301 examples were read; the same with --resume reads the rest\n"
+    )
     assert "301 examples of 11 classes, of which 128 were read" in result.stdout
     assert numbers(files / "out")["examples_read"] == 128
     check(files / "out", oracle(LOGITS[:128], LABELS[:128]))

@@ -76,6 +76,37 @@ for kind, across, within in (
 print("found", json.dumps(found), flush=True)
 """
 
+# Each process has rows of its own, not equally many, and gives empty batches when it has no more.
+EVALUATION = """
+import json, sys
+import jax, numpy as np
+from jaxce import metrics
+from jaxce.evaluation import evaluate
+
+port, process, processes = map(int, sys.argv[1:4])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+if processes > 1:
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+
+random = np.random.default_rng(0)
+logits = random.normal(size=(203, 10)).astype(np.float32)
+labels = random.integers(10, size=203)
+labels[::50] = 10
+first, last = ((0, 130), (130, 203))[process] if processes > 1 else (0, 203)
+rows = 32 // processes
+batches = [
+    (logits[i : min(i + rows, last)], labels[i : min(i + rows, last)])
+    for i in (min(first + step * rows, last) for step in range(9))
+]
+step = jax.jit(lambda state, batch, where: state.update(*batch, where=where))
+empty = metrics.Collection.empty(
+    ce=metrics.CrossEntropy.empty(), top1=metrics.Accuracy.empty(),
+    calibration=metrics.CalibrationError.empty(bins=5),
+)
+result = evaluate(step, batches, empty, mesh=jax.make_mesh((4,), ("data",)), batch_size=rows)
+print("found", json.dumps({k: float(v) for k, v in result.metrics.compute().items()}), flush=True)
+"""
+
 
 def run(processes, folder, program=PROGRAM):
     """What each process found; the first that fails ends them all."""
@@ -124,6 +155,22 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
                 scale = np.max(np.abs(wanted))
                 error = np.max(np.abs(np.array(got) - wanted))
                 assert error <= 1e-6 * scale, f"{case}, {name}: {error / scale}"
+
+
+def test_an_evaluation_by_two_processes_gives_the_numbers_of_one(tmp_path):
+    (alone,) = run(1, tmp_path, EVALUATION)
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(203, 10)).astype(np.float32).astype(float)
+    labels = random.integers(10, size=203)
+    good = np.arange(203) % 50 != 0
+    surprisals = np.log(np.exp(logits).sum(1)) - logits[np.arange(203), labels]
+    assert alone["ce"] == pytest.approx(surprisals[good].mean(), rel=1e-6)
+    assert alone["top1"] == pytest.approx((logits.argmax(1) == labels)[good].mean(), rel=1e-6)
+    assert alone["bad_labels"] == 5
+    together = run(2, tmp_path, EVALUATION)
+    assert len(together) == 2
+    for found in together:
+        assert found == pytest.approx(alone, rel=1e-6)
 
 
 def test_a_process_that_fails_ends_the_other_one(tmp_path):

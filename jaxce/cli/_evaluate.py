@@ -125,7 +125,10 @@ def evaluate_files(
                 state.unlink(missing_ok=True)
     if result.interrupted:
         all_of_them = examples.logits.length
-        print(f"jaxce: interrupted: {rows} of {all_of_them} examples were read", file=sys.stderr)
+        hint = "" if report is None else "; the same with --resume reads the rest"
+        print(
+            f"jaxce: interrupted: {rows} of {all_of_them} examples were read{hint}", file=sys.stderr
+        )
         raise typer.Exit(130)
 
 

@@ -1,8 +1,8 @@
 """Sums that do not stop counting: two float32 that are one number of 48 bits.
 
 A total of whole numbers is exact up to 2**46, with or without x64, and one of any numbers is right
-to about 1e-14 (in bins 1e-10). Every sum and count of a metric is a `Total`: adding up is solved
-here, once.
+to about 1e-14 (in bins 1e-10); its range is that of float32. Every sum and count of a metric is a
+`Total`: adding up is solved here, once.
 """
 
 from __future__ import annotations
