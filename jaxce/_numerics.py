@@ -185,32 +185,31 @@ def _(primals, tangents):
     return expm1_minus(t), expm1(_below_overflow(t)) * dt
 
 
-# Where the series of `minus_log1p` is used: |r / (2 + r)| <= 0.4.
-_SMALL_RATIO = (-0.57, 1.33)
+# Up to where |r / (2 + r)| is in the series of r - log(1 + r).
+_SMALL = 0.4
 
 
 def _small_ratio(r: jax.Array) -> jax.Array:
-    low, high = _SMALL_RATIO
-    return (r > low) & (r < high)
+    return (r > -0.57) & (r < 1.33)
 
 
-def _minus_log1p_series(r: jax.Array) -> jax.Array:
-    """Return r - log(1 + r) for a small ratio r.
+def _convex_series(p: jax.Array | int, change: jax.Array, s: jax.Array) -> jax.Array:
+    """Return p (r - log(1 + r)) for r = change / p and s = r / (2 + r), small.
 
-    With s = r / (2 + r), log(1 + r) = 2 atanh(s) and r - 2 s = r s.
+    log(1 + r) = 2 atanh(s) and r - 2 s = r s.
     """
-    s = r / (2 + r)
     square = s * s
     # 2 atanh(s) - 2 s = 2 s^3 (1/3 + s^2/5 + s^4/7 + ...)
-    tail = _polynomial(square, [1 / (2 * k + 3) for k in range(_terms(r, 9, 20))])
-    return s * (r - 2 * square * tail)
+    tail = _polynomial(square, [1 / (2 * k + 3) for k in range(_terms(s, 9, 20))])
+    return s * (change - p * (2 * square * tail))
 
 
 def minus_log1p(r: jax.Array) -> jax.Array:
     r"""Return \(r - \log(1 + r) \ge 0\), accurate also where it is about r**2 / 2."""
     small = _small_ratio(r)
-    other = jnp.where(small, 1, r)
-    return jnp.where(small, _minus_log1p_series(jnp.where(small, r, 0)), other - jnp.log(1 + other))
+    near, other = jnp.where(small, r, 0), jnp.where(small, 1, r)
+    series = _convex_series(1, near, near / (2 + near))
+    return jnp.where(small, series, other - jnp.log(1 + other))
 
 
 def log1p(r: jax.Array) -> jax.Array:
@@ -227,15 +226,16 @@ def kl_parts(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     r"""Return where p and q are near, \(p \log(p / q) - p + q\) there, \(p \log(p / q)\) elsewhere.
 
-    For change = q - p; nothing is near p = 0, and the last is not meant for it. The second is
-    p (r - log(1 + r)) with r = change / p. In the third stand roots, whose quotient neither
-    overflows nor underflows.
+    For change = q - p; nothing is near p = 0, and the last is not meant for it. In it stand roots,
+    whose quotient neither overflows nor underflows.
     """
     one = jnp.where(p == 0, 1, p)
-    r = change / one
-    small = jnp.clip(r, *_SMALL_RATIO)
+    half = change / 2
+    mean = one + half
+    s = jnp.clip(half / mean, -_SMALL, _SMALL)
+    near = (jnp.abs(half) < _SMALL * mean) & (p != 0)
     far = one * (2 * jnp.log(jnp.sqrt(one) / jnp.sqrt(q)))
-    return (small == r) & (p != 0), p * _minus_log1p_series(small), far
+    return near, _convex_series(p, change, s), far
 
 
 def kl_term(p: jax.Array, q: jax.Array, change: jax.Array) -> jax.Array:
