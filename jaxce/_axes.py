@@ -6,7 +6,7 @@ spread over. A reduction keeps the positions with length 1; `without` drops them
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,40 @@ def is_spread(x: Array, axis: int) -> bool:
     """Whether the type of x says that this axis is spread over a mesh."""
     spec = jax.typeof(x).sharding.spec
     return axis < len(spec) and spec[axis] is not None
+
+
+def varying_over(tree: Any) -> frozenset[str]:
+    """Mesh axes inside `shard_map` on which some array may differ from device to device."""
+
+    def names(x: Array) -> frozenset[str]:
+        kind = jax.typeof(x)
+        return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+
+    return frozenset[str]().union(*map(names, jax.tree.leaves(tree)))
+
+
+def varying(tree: T, names: frozenset[str]) -> T:
+    """Mark what is the same on all devices as different: its gradient is summed over them here."""
+
+    def mark(x: Array) -> Array:
+        missing = tuple(sorted(names - varying_over(x)))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(mark, tree)
+
+
+def placed_alike(a: Array, b: Array) -> tuple[Array, Array]:
+    """Give two arrays of one shape one type: what all devices have goes where the other is.
+
+    Two operands that are placed differently need not mix, and two branches may not.
+    """
+    a, b = varying((a, b), varying_over((a, b)))
+    of_a, of_b = (jax.typeof(x).sharding for x in (a, b))
+    if not any(of_a.spec) and any(of_b.spec):
+        return jax.sharding.reshard(a, of_b), b
+    if not any(of_b.spec) and any(of_a.spec):
+        return a, jax.sharding.reshard(b, of_a)
+    return a, b
 
 
 def class_index(x: Array, axis: int, dtype: jnp.dtype) -> Array:

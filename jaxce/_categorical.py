@@ -45,7 +45,7 @@ def _masked(p: Array, where: Array | None) -> Array:
 
 def _log_inverse(p: Array, support: Array) -> Array:
     """Return log(1 / p) on the support, elsewhere 0 with gradient 0."""
-    return -log(jnp.where(support, p, 1))
+    return 0 - log(jnp.where(support, p, 1))  # of p = 1 it is 0, not -0
 
 
 def _terms(p: Array, q: Array) -> Array:

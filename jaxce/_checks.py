@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxce._axes import placed_alike
 from jaxce._numerics import wide, wide_dtype
 
 Axis = int | Sequence[int]
@@ -68,7 +69,7 @@ def order(
 def floating_pair(
     name_a: str, a: ArrayLike, name_b: str, b: ArrayLike, *, narrow: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Return both arrays in one dtype and one shape; ranks must be equal.
+    """Return both arrays in one dtype, in one shape and on the same devices; ranks must be equal.
 
     With `narrow`, what would become float32 stays narrow.
     """
@@ -77,7 +78,7 @@ def floating_pair(
     dtype = max(wide_dtype(a.dtype), wide_dtype(b.dtype), key=lambda d: d.itemsize)
     if not narrow or dtype != jnp.float32:
         a, b = a.astype(dtype), b.astype(dtype)
-    return jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape)
+    return placed_alike(jnp.broadcast_to(a, shape), jnp.broadcast_to(b, shape))
 
 
 def broadcast(name_a: str, a: tuple[int, ...], name_b: str, b: tuple[int, ...]) -> tuple[int, ...]:

@@ -227,13 +227,13 @@ def kl_parts(
     r"""Return where p and q are near, \(p \log(p / q) - p + q\) there, \(p \log(p / q)\) elsewhere.
 
     For change = q - p; nothing is near p = 0, and the last is not meant for it. In it stand roots,
-    whose quotient neither overflows nor underflows.
+    whose quotient does not overflow.
     """
     one = jnp.where(p == 0, 1, p)
     half = change / 2
     mean = one + half
     s = jnp.clip(half / mean, -_SMALL, _SMALL)
-    near = (jnp.abs(half) < _SMALL * mean) & (p != 0)
+    near = (jnp.abs(change) * (0.5 / _SMALL) < mean) & (p != 0)  # where half is 0 for tiny p, too
     far = one * (2 * jnp.log(jnp.sqrt(one) / jnp.sqrt(q)))
     return near, _convex_series(p, change, s), far
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxce
 from tests import cases
 from tests.cases import BY_ID, CATEGORICAL, MEASURES
 from tests.conftest import option
@@ -56,6 +57,8 @@ EDGES = [
         [[LOG2 / 2, 0, 0, 0], [0, LOG2 / 2, 0, 0]],
     ),
     ("js_divergence", [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0]], 0, [[0] * 4, [0] * 4]),
+    ("js_divergence", [[1, 0], [1, 1.5e-38]], 0, [[0, 0], None]),  # half of which is flushed to 0
+    ("kl_divergence", [[1, 1.5e-38], [1, 1.5e-38]], 0, [[1, 1], [-1, -1]]),
     ("surprisal_with_logits", [[0, 0, -INF]], [LOG2, LOG2, INF], [None]),
     ("entropy_with_logits", [[0, 0, -INF]], LOG2, [[0, 0, 0]]),
     ("entropy_with_logits", [[-INF, 3, -INF]], 0, [[0, 0, 0]]),
@@ -172,6 +175,14 @@ def test_edge(name, args, value, grads, compiled):
     )
     if np.isfinite(total) and np.isfinite(pushed).all():
         np.testing.assert_allclose(np.sum(np.float64(pushed)), total, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+def test_what_is_certain_is_0_and_not_minus_0(compiled):
+    one = jnp.ones(1)
+    with jax.disable_jit(not compiled):
+        found = jaxce.surprisal(one)[0], jaxce.entropy(one), jaxce.cross_entropy(one, one)
+    assert [str(x) for x in found] == ["0.0"] * 3
 
 
 NOT_A_DISTRIBUTION = [[-INF, -INF, -INF], [INF, 0, 0], [INF, INF, 0], [NAN, 0, 0]]

@@ -176,6 +176,40 @@ def test_sharded_batch(measure, mesh):
             np.testing.assert_allclose(got, want.astype(float), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "fixed"),
+    [
+        ("cross_entropy", 0),
+        ("kl_divergence", 0),
+        ("js_divergence", 1),
+        ("binary_kl_divergence", 0),
+        ("cross_entropy_with_logits", 0),
+        ("kl_divergence_with_logits", 0),
+        ("kl_divergence_with_logits", 1),
+    ],
+)
+def test_one_of_two_is_the_same_for_all_devices(name, fixed):
+    """A target, or a prediction, that is one for all rows: its gradient is summed over devices."""
+    measure = cases.BY_ID[name]
+    args = list(sample(measure))
+    args[fixed] = args[fixed][:1]
+    value, slopes = jax.jit(measure)(*args), jax.jit(gradients(measure))(*args)
+    specs = [PartitionSpec("rows")] * 2
+    specs[fixed] = PartitionSpec()
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Explicit,))
+    mapped = jax.shard_map(
+        measure, mesh=mesh, in_specs=tuple(specs), out_specs=PartitionSpec("rows")
+    )
+    placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(args, specs, strict=True)]
+    with jax.set_mesh(mesh):
+        for function in (mapped, measure):
+            run = jax.jit(lambda *a, f=function: (f(*a), gradients(measure, f)(*a)))
+            got, got_slopes = run(*placed)
+            np.testing.assert_allclose(got, value, rtol=2e-6, atol=5e-7)
+            for mine, exact in zip(got_slopes, slopes, strict=True):
+                np.testing.assert_allclose(mine, exact, rtol=5e-6, atol=2e-6)
+
+
 def test_second_call_is_not_traced_again(traces):
     """Nor is a call with the same keywords in another order; another shape is."""
     measure = cases.BY_ID["kl_divergence_with_logits"]

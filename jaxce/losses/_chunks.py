@@ -101,34 +101,14 @@ def _logits(plan: Plan, x: Array, kernel: Array, summed: Array, bias: Array | No
     return y if bias is None else y + bias.astype(y.dtype).reshape(1, -1)
 
 
-def _varying_over(x: Array) -> frozenset[str]:
-    """Mesh axes inside `shard_map` on which x may differ from device to device."""
-    kind = jax.typeof(x)
-    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
-
-
-def _varying(tree: Any, names: frozenset[str]) -> Any:
-    """Mark what is the same on all devices as different, before the loop and not in each turn.
-
-    Its gradient is then summed over devices once, after the loop.
-    """
-
-    def mark(x: Array) -> Array:
-        missing = tuple(sorted(names - _varying_over(x)))
-        return lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(mark, tree)
-
-
-def _vma(tree: Any) -> frozenset[str]:
-    return frozenset[str]().union(*map(_varying_over, jax.tree.leaves(tree)))
-
-
 def per_token(plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any) -> Any:
     """Return plan.loss for every token, a pytree of arrays [tokens]."""
-    heads = _varying(heads, _vma((heads, tokens)))
+    # Before the loop, so that gradients are summed over devices once and not in each turn.
+    heads = _axes.varying(heads, _axes.varying_over((heads, tokens)))
     # Not over the classes: what all devices agree on stays known to be the same.
-    shared, tokens = _varying((shared, tokens), _vma((heads, tokens)) - {*plan.names})
+    shared, tokens = _axes.varying(
+        (shared, tokens), _axes.varying_over((heads, tokens)) - {*plan.names}
+    )
     summed = [head.kernel.astype(plan.dtype) for head in heads]
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -168,7 +148,11 @@ def _(plan, primals, tangents):
     for gradient, (_, tangent) in zip(gradients, given, strict=True):
         products = _axes.products(tangent.astype(gradient.dtype), gradient)
         inner = jnp.sum(products).astype(total.dtype)
-        partial_over = _varying_over(inner) & {*plan.names} if _vma(primals) else {*plan.names}
+        partial_over = (
+            _axes.varying_over(inner) & {*plan.names}
+            if _axes.varying_over(primals)
+            else {*plan.names}
+        )
         change = change + (lax.psum(inner, tuple(sorted(partial_over))) if partial_over else inner)
     if not isinstance(d_weights, SymbolicZero):
         change = change + jnp.sum(_axes.products(d_weights, values))
@@ -204,7 +188,7 @@ def _sweep(
     leaves, structure = jax.tree.flatten((heads, shared))
     is_wanted = jax.tree.unflatten(structure, [i in wanted for i in range(len(leaves))])
     share = weights
-    if plan.names and not _vma(heads):
+    if plan.names and not _axes.varying_over(heads):
         # shard_map(check_vma=False): psum is its own transpose, and sums the share of all devices.
         share = weights / lax.axis_size(plan.names)
 
@@ -212,10 +196,10 @@ def _sweep(
         return jnp.zeros_like(x, dtype=dtype) if wants and x is not None else None
 
     # Chunks are read out of the inputs where they lie, and their gradients written likewise.
-    varying = _vma((heads, tokens, weights))
+    varying = _axes.varying_over((heads, tokens, weights))
     agreed = varying - {*plan.names}
-    shared = _varying(shared, agreed)
-    inputs = [_varying(_strided(head.inputs, plan.chunk), varying) for head in heads]
+    shared = _axes.varying(shared, agreed)
+    inputs = [_axes.varying(_strided(head.inputs, plan.chunk), varying) for head in heads]
     start = (
         [
             Head(
@@ -227,7 +211,7 @@ def _sweep(
         ],
         jax.tree.map(lambda x, w: zeros(x, w, x.dtype), shared, is_wanted[1]),
     )
-    start = _varying(start[0], varying), _varying(start[1], agreed)
+    start = _axes.varying(start[0], varying), _axes.varying(start[1], agreed)
 
     def step(sums: Any, chunk: Any) -> Any:
         index, own, own_weights = chunk
@@ -253,7 +237,7 @@ def _sweep(
     chunks = _chunked((tokens, share), plan.chunk)
     count = -(-weights.shape[0] // plan.chunk)
     (head_sums, shared_sums), values = lax.scan(
-        step, start, (jnp.arange(count), *_varying(chunks, agreed))
+        step, start, (jnp.arange(count), *_axes.varying(chunks, agreed))
     )
     tokens_of = partial(_joined, tokens=weights.shape[0])
     gradients = tuple(
