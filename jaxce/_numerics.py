@@ -190,7 +190,7 @@ _SMALL = 0.4
 
 
 def _small_ratio(r: jax.Array) -> jax.Array:
-    return (r > -0.57) & (r < 1.33)
+    return jnp.abs(r) < _SMALL * (2 + r)
 
 
 def _convex_series(p: jax.Array | int, change: jax.Array, s: jax.Array) -> jax.Array:
