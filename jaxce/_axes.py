@@ -151,6 +151,39 @@ def sum_of(
     return lax.platform_dependent(cpu=in_pieces, default=whole)
 
 
+def count_of(condition: Callable[[Array, Array], Array], x: Array) -> Array:
+    """Count the classes, along the last axis, for which condition(x, index) is True."""
+    last, size = x.ndim - 1, x.shape[-1]
+    spread = jax.typeof(x).sharding if is_spread(x, last) else None
+
+    def counted(first: int, length: int) -> tuple[Array, Array]:
+        part = lax.slice_in_dim(x, first, first + length, axis=last)
+        index = first + lax.broadcasted_iota(jnp.int32, part.shape, last, out_sharding=spread)
+        return condition(part, index), index
+
+    def whole() -> Array:
+        return total_over(counted(0, size)[0].astype(jnp.float32), (last,))
+
+    # A length that suits the vectors, so that the last piece may begin before the one ahead of it
+    # ends: what both have counts once.
+    length = size if spread else min(size, -(-size // 512) * 32)
+
+    def piece(start: int) -> Array:
+        found, index = counted(first := min(start, size - length), length)
+        return (found if first == start else found & (index >= start)).astype(jnp.int8)
+
+    def pieces() -> Array:
+        return reduce(jnp.add, [piece(start) for start in range(0, size, length)])
+
+    def in_pieces() -> Array:
+        # XLA:CPU vectorizes no comparison inside a sum, but one that is written out. Writing is
+        # dear: up to 16 pieces of the row are added up first.
+        counts = own_pass(pieces, lambda: jnp.zeros_like(x[..., :length], jnp.int8))
+        return total_over(counts.astype(jnp.float32), (last,))
+
+    return lax.platform_dependent(cpu=in_pieces, default=whole)
+
+
 def max_over(x: Array, axes: Axes) -> Array:
     """Maximum over axes, which are kept with length 1, and over named mesh axes."""
     few = each_of_few(x, axes)

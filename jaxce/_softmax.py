@@ -15,6 +15,7 @@ The two terms of a surprisal are not negative, so nothing cancels. L comes from 
 one maximum, so that it keeps its digits when one class has nearly all the probability.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ class Partition(NamedTuple):
     total: Array  # sum of exp(x - maximum), at least 1
     rest: Array  # total - 1, of full precision also where it is tiny
     excess: Array  # log(total)
+    written: Array | None = None  # exp(x - maximum), of the shape of x, if it was asked for
 
 
 def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
@@ -78,38 +80,53 @@ def _unless_1(weight: Array) -> Array:
     return jnp.minimum(weight, (1 - weight) * 2.0**54)
 
 
-def _others(x: Array, maximum: Array, axes: Axes, *, exact: bool) -> Array:
-    """Sum of exp(x - maximum) over the classes whose weight does not round to 1."""
+def sum_of_weights(
+    term: Callable[..., Array],
+    x: Array,
+    maximum: Array,
+    written: Array | None,
+    numbers: tuple[Array, ...],
+    axes: Axes,
+) -> Array:
+    """Sum term(weight, *numbers) over the classes; the weights are exp(x - maximum)."""
+    if written is not None:
+        return sum_of(term, (written,), numbers, axes)
 
-    def others(x: Array, maximum: Array) -> Array:
-        return _unless_1(weights(x, maximum)[1] if exact else plain_weight(x, maximum))
+    def of_logits(x: Array, maximum: Array, *numbers: Array) -> Array:
+        return term(plain_weight(x, maximum), *numbers)
 
-    return sum_of(others, (x,), (maximum,), axes)
+    return sum_of(of_logits, (x,), (maximum, *numbers), axes)
 
 
-def _sums(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """Return the maximum, the total and, where it is below _CONFIDENT, the sum of the others."""
-    maximum = wide(max_over(x, axes))
+def _sums(x: Array, maximum: Array, written: Array | None, axes: Axes) -> tuple[Array, Array]:
+    """Return the total and, where it is below _CONFIDENT, the sum of the others.
+
+    The others are the classes whose weight does not round to 1.
+    """
 
     def plain() -> Array:
-        return sum_of(plain_weight, (x,), (maximum,), axes)
+        return sum_of_weights(lambda weight: weight, x, maximum, written, (), axes)
+
+    def quick() -> Array:
+        return sum_of_weights(_unless_1, x, maximum, written, (), axes)
+
+    def exact() -> Array:
+        return sum_of(lambda x, m: _unless_1(weights(x, m)[1]), (x,), (maximum,), axes)
 
     # With a gradient, which shares the exponentials of wide logits; of narrow ones it shares the
     # wide logits too, and both would be written out.
     total = own_pass(plain, lambda: maximum) if is_narrow(x) else plain()
-    exact = partial(_others, x, maximum, axes, exact=True)
 
     def on_cpu() -> Array:
         # A pass costs what it computes: it is left out where no example needs it, and the rounding
         # of x - maximum, 2**-24 of its size, is made good only where gaps are large.
-        quick = partial(_others, x, maximum, axes, exact=False)
         large = total < _LARGE_GAPS
         confident = total < _CONFIDENT
         need = jnp.max(confident.astype(jnp.int32) + large.astype(jnp.int32), initial=0)
         return lax.switch(need, (lambda: total - 1, quick, exact))
 
     # Elsewhere the two sums are one pass, and a branch would wait for all devices.
-    return maximum, total, lax.platform_dependent(cpu=on_cpu, default=exact)
+    return total, lax.platform_dependent(cpu=on_cpu, default=exact)
 
 
 def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
@@ -134,20 +151,29 @@ def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     return lax.platform_dependent(cpu=on_cpu, default=partial(sums, exact=True))
 
 
-def partition(x: Array, axes: Axes) -> Partition:
-    """Return the parts of the softmax."""
+def partition(x: Array, axes: Axes, *, write: bool = False) -> Partition:
+    """Return the parts of the softmax.
+
+    Args:
+        x: Logits.
+        axes: Of the classes.
+        write: Whether the exponentials are written out, on a CPU, to be summed more than once: a
+            sum of what is in the cache costs a third of one that computes it.
+    """
+    written = None
     if each_of_few(x, axes) and not names_of(axes):
-        return _parts(*_sums_of_few(wide(x), axes), axes)
-    maximum, total, others = (without(part, axes) for part in _sums(x, axes))
-    return _parts(maximum, total, others, axes)
-
-
-def _parts(maximum: Array, total: Array, others: Array, axes: Axes) -> Partition:
+        maximum, total, others = _sums_of_few(wide(x), axes)
+    else:
+        top = wide(max_over(x, axes))
+        if write:
+            written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
+        sums = _sums(x, top, written, axes)
+        maximum, total, others = (without(part, axes) for part in (top, *sums))
     # Where one class has most of the probability, log(total) has lost the digits of the others:
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
-    confident = total < _CONFIDENT
-    rest = jnp.where(confident, others, total - 1)
-    return Partition(*(with_axes(part, axes) for part in (maximum, total, rest, log1p(rest))))
+    rest = jnp.where(total < _CONFIDENT, others, total - 1)
+    parts = (with_axes(part, axes) for part in (maximum, total, rest, log1p(rest)))
+    return Partition(*parts, written=written)
 
 
 def softmax_less(p: Array, others: Array, x: Array, s: Partition) -> Array:
@@ -255,8 +281,13 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
         fall = jnp.maximum(wide(x) - maximum, -_NEGLIGIBLE)
         return products(jnp.exp(fall), -fall)
 
+    def of_written(weight: Array, x: Array, maximum: Array) -> Array:
+        return jnp.abs(weight * jnp.minimum(maximum - wide(x), _NEGLIGIBLE))
+
     exact = partial(sum_of, careful, (x,), (s.maximum,), axes)
     quick = partial(sum_of, plain, (x,), (s.maximum,), axes)
+    if s.written is not None:
+        quick = partial(sum_of, of_written, (s.written, x), (s.maximum,), axes)
 
     def on_cpu() -> Array:
         return lax.cond(jnp.min(s.total, initial=2) < _LARGE_GAPS, exact, quick)

@@ -11,7 +11,7 @@ from jaxce.cli._arrays import Column
 from jaxce.cli._files import InputError
 
 _SCANNED = 1 << 20  # rows at a time
-_ENTRIES = 1 << 22  # of the logits in a batch: few enough to stay in a processor's cache
+_ENTRIES = 1 << 21  # of the logits in a batch: few enough to stay in a processor's cache
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxce import metrics
@@ -14,6 +16,8 @@ from jaxce.metrics._metric import Metric
 from jaxce.metrics._totals import Total
 
 PER_BIT, MOST_BITS = 8, 64  # of the histogram of surprisals; its last bin is what lies beyond
+
+T = TypeVar("T")
 
 # How far log-probabilities may be from normalized: bfloat16 rounds one of -20 by up to 0.06.
 _SLACK = 0.1
@@ -72,27 +76,36 @@ class Surprisals(Metric):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scores:
-    """All that is kept of what an evaluation has seen."""
+    """All that is kept of what an evaluation has seen.
 
-    collection: metrics.Collection
+    The numbers of all metrics, one after another: each array that a step takes and returns costs
+    time, and the metrics have fifty.
+
+    Attributes:
+        floats: Those of the totals.
+        integers: The others.
+        has_top5, has_bytes, normalized: Which metrics there are; see `empty`.
+    """
+
+    floats: Array
+    integers: Array
+    has_top5: bool = field(metadata={"static": True})
+    has_bytes: bool = field(metadata={"static": True})
+    normalized: bool = field(metadata={"static": True})
 
     @classmethod
     def empty(cls, classes: int, with_bytes: bool, normalized: bool) -> Self:
         """Return the scores of nothing."""
-        members: dict[str, Metric] = {
-            "cross_entropy": metrics.CrossEntropy.empty(),
-            "perplexity": metrics.Perplexity.empty(),
-            "top1": metrics.Accuracy.empty(),
-            "brier": metrics.BrierScore.empty(),
-            "calibration": metrics.CalibrationError.empty(),
-            "entropy": metrics.Entropy.empty(),
-            "surprisals": Surprisals.empty(normalized),
-        }
-        if classes > 5:
-            members["top5"] = metrics.Accuracy.empty(top_k=5)
-        if with_bytes:
-            members["bits_per_byte"] = metrics.BitsPerByte.empty()
-        return cls(metrics.Collection.empty(**members))
+        kind = (classes > 5, with_bytes, normalized)
+        floats, integers = _joined(_collection(*kind))
+        return cls(floats, integers, *kind)
+
+    @property
+    @jax.jit
+    def collection(self) -> metrics.Collection:
+        """The metrics."""
+        like = jax.eval_shape(partial(_collection, self.has_top5, self.has_bytes, self.normalized))
+        return _separated((self.floats, self.integers), like)
 
     @property
     def surprisals(self) -> Surprisals:
@@ -111,6 +124,48 @@ class Scores:
         values = self.collection.compute()
         return {"bits": values["cross_entropy"] / math.log(2), "top1": values["top1"]}
 
+    def with_batch(self, where: Array, **batch: Array) -> Self:
+        """Return the scores with one batch more."""
+        floats, integers = _joined(self.collection.update(**batch, where=where))
+        return replace(self, floats=floats, integers=integers)
+
+
+def _collection(has_top5: bool, has_bytes: bool, normalized: bool) -> metrics.Collection:
+    members: dict[str, Metric] = {
+        "cross_entropy": metrics.CrossEntropy.empty(),
+        "perplexity": metrics.Perplexity.empty(),
+        "top1": metrics.Accuracy.empty(),
+        "brier": metrics.BrierScore.empty(),
+        "calibration": metrics.CalibrationError.empty(),
+        "entropy": metrics.Entropy.empty(),
+        "surprisals": Surprisals.empty(normalized),
+    }
+    if has_top5:
+        members["top5"] = metrics.Accuracy.empty(top_k=5)
+    if has_bytes:
+        members["bits_per_byte"] = metrics.BitsPerByte.empty()
+    return metrics.Collection.empty(**members)
+
+
+_KINDS = (jnp.floating, jnp.integer)
+
+
+def _joined(tree: Any) -> list[Array]:
+    """Return the numbers of a tree, one array of each kind."""
+    leaves = [x.ravel() for x in jax.tree.leaves(tree)]
+    return [jnp.concatenate([x for x in leaves if jnp.issubdtype(x.dtype, k)]) for k in _KINDS]
+
+
+def _separated(joined: tuple[Array, Array], like: T) -> T:
+    """Return the tree of these numbers; `like` has its shapes."""
+    leaves, structure = jax.tree.flatten(like)
+    for kind, numbers in zip(_KINDS, joined, strict=True):
+        mine = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, kind)]
+        ends = np.cumsum([leaves[i].size for i in mine])
+        for i, part in zip(mine, jnp.split(numbers, ends[:-1]), strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, leaves)
+
 
 @jax.jit
 def step(scores: Scores, batch: dict[str, Array], where: Array) -> Scores:
@@ -123,4 +178,4 @@ def step(scores: Scores, batch: dict[str, Array], where: Array) -> Scores:
     """
     given = dict(batch)
     keep = where & given.pop("where") if "where" in given else where
-    return Scores(scores.collection.update(**given, where=keep))
+    return scores.with_batch(keep, **given)

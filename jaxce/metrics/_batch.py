@@ -6,19 +6,20 @@ that what they share is computed once, and what none of them needs is not comput
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property, partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxce import _axes, _checks, _softmax, losses
-from jaxce._axes import own_pass, sum_of, total_over
+from jaxce._axes import count_of, own_pass, sum_of
 from jaxce._categorical_logits import prepared
 from jaxce._numerics import expm1, wide
 from jaxce.metrics._totals import Total
+
+# Bytes that stay in a processor's cache, and that the system need not clear again for every batch.
+_AT_HAND = 2**24
 
 
 class Examples:
@@ -106,7 +107,8 @@ class Batch(Examples):
             self._target = p if mask is None else jnp.where(mask, p, 0)
         self._x = x
         # Not when first asked for: that may be inside a branch, which nothing leaves.
-        self._partition = _softmax.partition(x, self._axes)
+        at_hand = x.size * wide(x).dtype.itemsize <= _AT_HAND
+        self._partition = _softmax.partition(x, self._axes, write=at_hand)
         self._bytes_given = bytes
         super().__init__(x.shape[:-1], keep, weights)
 
@@ -179,58 +181,33 @@ class Batch(Examples):
 
         So the label is among the k first exactly where `jax.lax.top_k` has it.
         """
-        x, logit = self._x, self._label_logit
-        before = self._as_bytes(
-            lambda: (wide(x) > logit) | ((wide(x) == logit) & self._is_before_label())
+        logit, label = self._label_logit, self._label
+        return count_of(
+            lambda x, index: (wide(x) > logit) | ((wide(x) == logit) & (index < label)), self._x
         )
-        return total_over(before.astype(logit.dtype), self._axes)
 
     @cached_property
     def is_first(self) -> Array:
         """1 where rank is 0, else 0; cheaper, because ties matter only at the maximum."""
-        x, s = self._x, self._partition
+        x, s, label = self._x, self._partition, self._label
         first = (self._label_logit == s.maximum).astype(s.total.dtype)
 
         def by_index() -> Array:
-            earlier = self._as_bytes(lambda: (wide(x) == s.maximum) & self._is_before_label())
-            return first * (1 - _axes.max_over(earlier, self._axes)).astype(first.dtype)
-
-        def if_tied() -> Array:
-            # The maxima counted in arithmetic that vectorizes.
-            huge = 2 / float(jnp.finfo(first.dtype).tiny)
-            ties = total_over(jnp.maximum(1 - (s.maximum - wide(x)) * huge, 0), self._axes)
-            return lax.cond(jnp.any(first * ties > 1), by_index, lambda: first)
+            earlier = count_of(lambda x, index: (wide(x) == s.maximum) & (index < label), x)
+            return jnp.where(earlier == 0, first, 0)
 
         def on_cpu() -> Array:
-            # Two maxima make the total 2. The bytes that by_index writes are quick while they fit
-            # in memory that is at hand.
-            may_tie = jnp.any(first * s.total > 1.99)
-            return lax.cond(may_tie, by_index if x.size <= 2**24 else if_tied, lambda: first)
+            # Two maxima make the total 2.
+            return lax.cond(jnp.any(first * s.total > 1.99), by_index, lambda: first)
 
         return lax.platform_dependent(cpu=on_cpu, default=by_index)
-
-    def _is_before_label(self) -> Array:
-        x, axis = self._x, self._x.ndim - 1
-        spread = jax.typeof(x).sharding if _axes.is_spread(x, axis) else None
-        return lax.broadcasted_iota(jnp.int32, x.shape, axis, out_sharding=spread) < self._label
-
-    def _as_bytes(self, compute: Callable[[], Array]) -> Array:
-        """Return 1 where what is computed is True, else 0.
-
-        XLA:CPU does not vectorize a comparison inside a sum, but one that is written out.
-        """
-
-        def direct() -> Array:
-            return compute().astype(jnp.int8)
-
-        return own_pass(direct, lambda: jnp.zeros_like(self._x, jnp.int8))
 
     def correct(self, top_k: int) -> Array:
         """1 where the label is among the first classes, 0 where not, NaN where logits are NaN."""
         if top_k == 1 and "rank" not in vars(self):
             first = self.is_first
         else:
-            first = (self.rank < top_k).astype(self.rank.dtype)
+            first = (self.rank < top_k).astype(self._partition.total.dtype)
         return self._of_example(first) + 0 * self.odds_against
 
     @cached_property
@@ -251,11 +228,11 @@ class Batch(Examples):
         likely = (weight == 1) & (s.rest < 1)
         least = jnp.where(likely, 0, 2).astype(weight.dtype)
 
-        def square(x: Array, maximum: Array, least: Array) -> Array:
-            w = _softmax.plain_weight(x, maximum)
+        def square(w: Array, least: Array) -> Array:
             return jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least))
 
-        squares = own_pass(partial(sum_of, square, (x,), (s.maximum, least), axes), lambda: s.total)
+        of_all = partial(_softmax.sum_of_weights, square, x, s.maximum, s.written, (least,), axes)
+        squares = own_pass(of_all, lambda: s.total)
         rest = squares - jnp.where(likely, 0, jnp.square(weight))
         missed = expm1(-self._surprisal)
         return self._of_example(rest / jnp.square(s.total) + jnp.square(missed))
