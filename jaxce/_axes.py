@@ -179,7 +179,7 @@ def count_of(condition: Callable[[Array, Array], Array], x: Array) -> Array:
         # XLA:CPU vectorizes no comparison inside a sum, but one that is written out. Writing is
         # dear: up to 16 pieces of the row are added up first.
         counts = own_pass(pieces, lambda: jnp.zeros_like(x[..., :length], jnp.int8))
-        return total_over(counts.astype(jnp.float32), (last,))
+        return sum_of_values(counts.astype(jnp.float32), (last,))
 
     return lax.platform_dependent(cpu=in_pieces, default=whole)
 
