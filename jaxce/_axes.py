@@ -154,23 +154,21 @@ def sum_of(
 def count_of(condition: Callable[[Array, Array], Array], x: Array) -> Array:
     """Count the classes, along the last axis, for which condition(x, index) is True."""
     last, size = x.ndim - 1, x.shape[-1]
-    spread = jax.typeof(x).sharding if is_spread(x, last) else None
-
-    def counted(first: int, length: int) -> tuple[Array, Array]:
-        part = lax.slice_in_dim(x, first, first + length, axis=last)
-        index = first + lax.broadcasted_iota(jnp.int32, part.shape, last, out_sharding=spread)
-        return condition(part, index), index
 
     def whole() -> Array:
-        return total_over(counted(0, size)[0].astype(jnp.float32), (last,))
+        holds = condition(x, class_index(x, last, jnp.dtype("int32")))
+        return total_over(holds.astype(jnp.float32), (last,))
 
     # A length that suits the vectors, so that the last piece may begin before the one ahead of it
     # ends: what both have counts once.
-    length = size if spread else min(size, -(-size // 512) * 32)
+    length = size if is_spread(x, last) else min(size, -(-size // 512) * 32)
 
     def piece(start: int) -> Array:
-        found, index = counted(first := min(start, size - length), length)
-        return (found if first == start else found & (index >= start)).astype(jnp.int8)
+        first = min(start, size - length)
+        part = lax.slice_in_dim(x, first, first + length, axis=last)
+        index = first + class_index(part, last, jnp.dtype("int32"))
+        holds = condition(part, index)
+        return (holds if first == start else holds & (index >= start)).astype(jnp.int8)
 
     def pieces() -> Array:
         return reduce(jnp.add, [piece(start) for start in range(0, size, length)])
