@@ -229,6 +229,28 @@ def _(axes, primals, tangents):
     return p, p * centred(x, p, dx, axes)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def written_partition(x: Array, axes: Axes, write: bool) -> Partition:
+    """Return the partition, to be differentiated as it is; see `partition`."""
+    return partition(x, axes, write=write)
+
+
+@written_partition.defjvp
+def _(axes, write, primals, tangents):
+    (x,), dx = primals, wide(*tangents)
+    s = written_partition(x, axes, write)
+    d_maximum = at_mode(x, dx, axes)
+    change = dx - d_maximum
+    # The change is 0 at a single largest class, which is left out: its weight would swallow the
+    # others when this is transposed.
+    is_alone = (x == max_over(x, axes)) & (s.total < _CONFIDENT)
+    p = jnp.where(is_alone, 0, softmax(x, axes))
+    d_excess = total_over(products(p, change), axes)
+    d_total = s.total * d_excess
+    d_written = None if s.written is None else s.written * change
+    return s, Partition(d_maximum, d_total, d_total, d_excess, d_written)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_normalizer(x: Array, axes: Axes) -> Array:
     s = partition(x, axes)

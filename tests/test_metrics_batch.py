@@ -87,3 +87,33 @@ def test_rank_counts_every_class_once(classes):
     for kind in (jnp.float32, jnp.bfloat16):
         got = _batch.Batch(jnp.asarray(x, kind), labels, None, None).rank
         np.testing.assert_array_equal(got.ravel(), (order == labels[:, None]).argmax(-1))
+
+
+def gradients(x, labels):
+    """Of the sum over examples, from the definitions."""
+    p = oracles.probabilities(x)
+    one = np.eye(x.shape[-1], dtype=oracles.WIDE)[labels]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprisal = np.where(p == 0, 0, -np.log(p))
+    entropy = (p * surprisal).sum(-1, keepdims=True)
+    off = p - one
+    return {
+        "cross_entropy": off,
+        "entropy": p * (surprisal - entropy),
+        "brier_score": 2 * p * (off - (p * off).sum(-1, keepdims=True)),
+        "doubt": p * (p.max(-1, keepdims=True) - (x == x.max(-1, keepdims=True))),
+    }
+
+
+@pytest.mark.parametrize("at_hand", [2**24, 0], ids=["written", "not written"])
+@pytest.mark.parametrize("classes", [10, 100])
+def test_gradients(monkeypatch, classes, at_hand):
+    monkeypatch.setattr(_batch, "_AT_HAND", at_hand)
+    x, labels = logits(64, classes)
+    alone = (x == x.max(-1, keepdims=True)).sum(-1) == 1  # else the doubt has a corner there
+    for name, want in gradients(x, labels).items():
+        got = jax.grad(lambda x, name=name: numbers(x, labels)[name].sum())(jnp.asarray(x))
+        use = alone if name == "doubt" else np.ones(len(x), bool)
+        np.testing.assert_allclose(
+            got[use], want[use].astype(np.float64), rtol=1e-5, atol=3e-7, err_msg=name
+        )

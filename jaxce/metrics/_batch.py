@@ -108,7 +108,7 @@ class Batch(Examples):
         self._x = x
         # Not when first asked for: that may be inside a branch, which nothing leaves.
         at_hand = x.size * wide(x).dtype.itemsize <= _AT_HAND
-        self._partition = _softmax.partition(x, self._axes, write=at_hand)
+        self._partition = _softmax.written_partition(x, self._axes, at_hand)
         self._bytes_given = bytes
         super().__init__(x.shape[:-1], keep, weights)
 
