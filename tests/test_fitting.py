@@ -133,15 +133,15 @@ def test_lbfgs_on_many_problems_at_once():
     p = np.zeros((2, 2, 8))
     p[0] = WEATHER, np.random.default_rng(0).dirichlet(np.ones(8))
     p[1, 0, :3], p[1, 1, :4] = (0.7, 0.2, 0.1), (1e-3, 0.5, 0.498, 1e-3)  # and zeros
-    options = {"optimizer": LBFGS, "loss": "kl", "steps": 100}
+    options = {"optimizer": LBFGS, "loss": "kl", "steps": 50}
     together = fit_distribution(f32(p), **options)
     gap = np.asarray(together.history.kl_divergence)
-    assert gap.shape == (101, 2, 2)
+    assert gap.shape == (51, 2, 2)
     assert np.isfinite(gap).all()
     assert np.isfinite(together.logits).all()
     assert (gap[-1, 0] < 1e-12).all()
     assert gap[15, 0, 0] < 1e-12  # the weather needs no more than that
-    for i in np.ndindex(2, 2):
+    for i in ((0, 1), (1, 0)):
         copies = fit_distribution(f32(np.broadcast_to(p[i], p.shape)), **options)
         alone = np.asarray(copies.history.kl_divergence)
         np.testing.assert_array_equal(gap[:, *i], alone[:, *i])
