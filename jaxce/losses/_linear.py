@@ -22,7 +22,7 @@ from jaxce.losses._divergences import distillation_loss
 from jaxce.losses._focal import soft_cap as capped
 from jaxce.losses._linear_layer import Layout, Tokens
 from jaxce.losses._reduction import AxisName
-from jaxce.losses._softmax_losses import softmax_cross_entropy_with_integer_labels
+from jaxce.losses._softmax_losses import integer_loss
 
 Reduction = Literal["mean", "sum"] | None
 
@@ -71,18 +71,23 @@ def _of_chunk(
     return loss(_Chunk(logits, tokens, shared, names))
 
 
-def _nll(chunk: _Chunk) -> Array:
-    return softmax_cross_entropy_with_integer_labels(
+def _nll(chunk: _Chunk, *, apart: bool = False) -> Array:
+    return integer_loss(
         chunk.logits[0],
         cast(Array, chunk.tokens.labels),
-        where=chunk.tokens.keep,
-        label_smoothing=chunk.shared.get("label_smoothing", 0.0),
+        chunk.tokens.keep,
+        None,
+        chunk.shared.get("label_smoothing"),
+        None,
+        axis=-1,
         axis_name=chunk.names or None,
+        apart=apart,
     )
 
 
 def _cross_entropy(chunk: _Chunk) -> Array:
-    loss = _nll(chunk)
+    # Where nothing else is made of the logits, their gradient takes their place.
+    loss = _nll(chunk, apart=not chunk.shared)
     if "z_loss" in chunk.shared:
         z = jnp.square(_softmax.log_normalizer(chunk.logits[0], (1, *chunk.names)))
         loss = loss + chunk.shared["z_loss"] * chunk.over_kept(z)

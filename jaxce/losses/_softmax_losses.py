@@ -240,7 +240,7 @@ def softmax_cross_entropy_with_integer_labels(
     smoothing = None if _is_zero(label_smoothing) else label_smoothing
     if cast(object, axis) is None:
         raise TypeError("axis: expected an int or a tuple of ints, got None.")
-    return _integer(
+    return integer_loss(
         logits,
         labels,
         where,
@@ -258,8 +258,8 @@ def _flattened(x: Array, axis: tuple[int, ...]) -> Array:
     return moved.reshape(*moved.shape[: x.ndim - len(axis)], -1)
 
 
-@jit_measure("axis", "axis_name")
-def _integer(
+@jit_measure("axis", "axis_name", "apart")
+def integer_loss(
     logits: ArrayLike,
     labels: ArrayLike,
     where: ArrayLike | None,
@@ -269,7 +269,9 @@ def _integer(
     *,
     axis: int | tuple[int, ...],
     axis_name: AxisName,
+    apart: bool = False,
 ) -> Array:
+    """Return the loss of class indices; for `apart` see `_softmax.partition`."""
     _checks.order("logits", logits, "labels", labels, "In jaxce.losses predictions come first.")
     # With smoothing two functions have a gradient over the logits: the sum is what is rounded.
     x = _checks.floating("logits", logits, narrow=smoothing is None)
@@ -301,7 +303,7 @@ def _integer(
     if smoothing is not None and keep is not None:
         x = jnp.where(jnp.expand_dims(keep, class_axis), x, 0)
     x, left = prepared(x, where, axes)
-    loss = _softmax.class_surprisal(x, labels, keep, axes)[0]
+    loss = _softmax.class_surprisal(x, labels, keep, axes, apart)[0]
     spread = None
     if smoothing is not None:
         exists = (x > -jnp.inf).astype(loss.dtype)
