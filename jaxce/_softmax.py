@@ -67,9 +67,26 @@ def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     return gap, jnp.exp(-gap) * (1 - error)
 
 
+@jax.custom_jvp
+def gap_of(x: Array, maximum: Array) -> Array:
+    """Return maximum - x, which is not negative.
+
+    Where x is itself a product (logits by a temperature), the compiler makes it anew in every pass
+    and fuses it with a subtraction that follows: rounded once, the largest x would not be the
+    maximum. A minimum comes between the two.
+    """
+    return maximum - jnp.minimum(wide(x), maximum)
+
+
+@gap_of.defjvp
+def _(primals, tangents):
+    dx, d_maximum = tangents
+    return gap_of(*primals), d_maximum - wide(dx)
+
+
 def plain_weight(x: Array, maximum: Array) -> Array:
     """Return exp(x - maximum), which is off by the rounding of a large gap."""
-    return jnp.exp(wide(x) - maximum)
+    return jnp.exp(-gap_of(x, maximum))
 
 
 def _unless_1(weight: Array) -> Array:
@@ -137,7 +154,7 @@ def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     def sums(*, exact: bool) -> tuple[Array, Array, Array]:
         columns = [without(column, axes) for column in each_of_few(x, axes)]
         maximum = reduce(jnp.maximum, columns)
-        each = [weights(c, maximum)[1] if exact else jnp.exp(c - maximum) for c in columns]
+        each = [weights(c, maximum)[1] if exact else plain_weight(c, maximum) for c in columns]
         others = reduce(jnp.add, [_unless_1(weight) for weight in each])
         return maximum, reduce(jnp.add, each), others
 
@@ -271,7 +288,7 @@ def _(axes, primals, tangents):
 def surprisal(x: Array, axes: Axes) -> Array:
     """-log softmax(x), of the shape of x; +inf where x is -inf."""
     s = partition(x, axes)
-    return (s.maximum - wide(x)) + s.excess
+    return gap_of(x, s.maximum) + s.excess
 
 
 @surprisal.defjvp
@@ -305,11 +322,11 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
         return jnp.abs(weight * gap)
 
     def plain(x: Array, maximum: Array) -> Array:
-        fall = jnp.maximum(wide(x) - maximum, -_NEGLIGIBLE)
-        return jnp.abs(jnp.exp(fall) * fall)
+        gap = jnp.minimum(gap_of(x, maximum), _NEGLIGIBLE)
+        return jnp.abs(jnp.exp(-gap) * gap)
 
     def of_written(weight: Array, x: Array, maximum: Array) -> Array:
-        return jnp.abs(weight * jnp.minimum(maximum - wide(x), _NEGLIGIBLE))
+        return jnp.abs(weight * jnp.minimum(gap_of(x, maximum), _NEGLIGIBLE))
 
     exact = partial(sum_of, careful, (x,), (s.maximum,), axes)
     quick = partial(sum_of, plain, (x,), (s.maximum,), axes)
@@ -361,10 +378,10 @@ def expected_surprisal(p: Array, x: Array, s: Partition, axes: Axes) -> Array:
 
     def plain(p: Array, x: Array, maximum: Array, excess: Array) -> Array:
         # Two products, for the reason of `products`.
-        return wide(p) * (maximum - wide(x)) + wide(p) * excess
+        return wide(p) * gap_of(x, maximum) + wide(p) * excess
 
     def terms() -> Array:
-        return wide(p) * jnp.where(p == 0, 0, (s.maximum - wide(x)) + s.excess)
+        return wide(p) * jnp.where(p == 0, 0, gap_of(x, s.maximum) + s.excess)
 
     def on_cpu() -> Array:
         # A selection is dear inside a sum: it is left out where nothing is infinite.
@@ -384,7 +401,7 @@ def cross_entropy(p: Array, x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     s = partition(x, axes)
     value = expected_surprisal(p, x, s, axes)
     over_x = softmax_less(p, mass_of_others(p, axes), x, s)
-    over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, (s.maximum - wide(x)) + s.excess)
+    over_p = jnp.where((p == 0) & (x == -jnp.inf), 0, gap_of(x, s.maximum) + s.excess)
     return without(value, axes), over_x, over_p
 
 
@@ -455,7 +472,7 @@ def class_surprisal(
     maximum, of_class, excess, nan = (
         without(a, axes) for a in (s.maximum, value, s.excess, invalid)
     )
-    losses = (maximum - of_class) + excess + nan
+    losses = gap_of(of_class, maximum) + excess + nan
     # Written out, so that the sums over classes are not drawn into a later mean over examples.
     value = own_pass(lambda: losses, lambda: of_class)
     weight = plain_weight(x, s.maximum)

@@ -33,7 +33,7 @@ from jaxce._numerics import (
     two_difference,
     wide,
 )
-from jaxce._softmax import Partition, at_mode, centred, partition, softmax
+from jaxce._softmax import Partition, at_mode, centred, gap_of, partition, softmax
 
 
 class _Pair(NamedTuple):
@@ -91,7 +91,7 @@ def _weight(gap: Array, error: Array) -> Array:
 
 def _at_mode_of(a: Array, maximum: Array, b: Array, axes: Axes) -> Array:
     """Return b at the largest a (the largest such b), in arithmetic that vectorizes."""
-    elsewhere = jnp.minimum((maximum - wide(a)) * 2.0**100, 0.5)
+    elsewhere = jnp.minimum(gap_of(a, maximum) * 2.0**100, 0.5)
     return max_over(b - elsewhere * float(jnp.finfo(b.dtype).max), axes)
 
 
@@ -187,6 +187,8 @@ def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
     w, e, gap_b, error_b = change()
     q = _weight(gap_b, error_b) / sb.total
     b_mode = own_pass(lambda: _at_mode_of(a, a_top, _finite(b, b_top, divisor), axes), lambda: u)
+    # Relative to a class that b hardly has, the others would keep no digits.
+    close = close & (b_top - b_mode < 10)
     return _Pair(w / sa.total, q, e - c, change(b_mode).e, close, kl)
 
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-SIZES = (1, 2, 10, 1000, 32768, 131072)
+SIZES = (1, 2, 10, 20, 1000, 32768, 131072)
 HEAVY = 10_000  # from here on a few rows only: they cost tens of milliseconds each
 HEAVIEST = 100_000  # and from here on every other one of these
 SCALES = (1e-6, 1e-3, 1.0, 10.0, 1e2, 1e4, 1e8)

@@ -135,7 +135,7 @@ class Batch(Examples):
     @cached_property
     def _surprisal(self) -> Array:
         """Of the label, in nats; the class axis has length 1."""
-        return (self._partition.maximum - self._label_logit) + self._partition.excess
+        return _softmax.gap_of(self._label_logit, self._partition.maximum) + self._partition.excess
 
     @cached_property
     def cross_entropy(self) -> Array:
@@ -224,7 +224,7 @@ class Batch(Examples):
 
         # Where the label has most of the probability, its square is left out, not subtracted: the
         # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
-        weight = jnp.exp(self._label_logit - s.maximum)
+        weight = _softmax.plain_weight(self._label_logit, s.maximum)
         likely = (weight == 1) & (s.rest < 1)
         least = jnp.where(likely, 0, 2).astype(weight.dtype)
 
