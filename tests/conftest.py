@@ -10,8 +10,12 @@ if EIGHT not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
 
 import jax  # noqa: E402 - the flags above are read when jax starts
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
+
+from jaxce import _axes  # noqa: E402
+from tests import evaluations  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,6 +30,13 @@ settings.load_profile("jaxce")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    """Compiling is most of the time: what one worker has compiled serves all, and the next run."""
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
 @contextlib.contextmanager
 def option(name, value):
     """A jax option set for the duration, then put back."""
@@ -35,6 +46,21 @@ def option(name, value):
         yield
     finally:
         jax.config.update(name, before)
+
+
+@contextlib.contextmanager
+def class_by_class(wanted=True):
+    """Take few classes one by one, as of a large batch."""
+    if not wanted:
+        yield
+        return
+    jax.clear_caches()
+    before, _axes._FEW_EXAMPLES = _axes._FEW_EXAMPLES, 0
+    try:
+        yield
+    finally:
+        _axes._FEW_EXAMPLES = before
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["float32", "float64"])
@@ -80,3 +106,12 @@ def traces():
     """A list that grows by one with every program that is compiled."""
     COMPILED.clear()
     return COMPILED
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A folder to be in, with logits and labels."""
+    monkeypatch.chdir(tmp_path)
+    np.save("logits.npy", evaluations.LOGITS)
+    np.save("labels.npy", evaluations.LABELS)
+    return tmp_path
