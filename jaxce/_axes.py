@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 # Of a row that XLA:CPU sums quickly.
 _LONGEST = 2**15
+# Numbers in examples of a few classes, so few that a loop for each class is not worth it.
+_FEW_EXAMPLES = 2**13
 
 
 def positions_of(axes: Axes) -> tuple[int, ...]:
@@ -79,10 +81,13 @@ def class_index(x: Array, axis: int, dtype: jnp.dtype) -> Array:
 
 
 def each_of_few(x: Array, axes: Axes) -> list[Array]:
-    """Return x class by class if the classes are few: XLA:CPU vectorizes no short sum."""
+    """Return x class by class if classes are few and examples many: no short sum is vectorized.
+
+    A single example may be one of many under `vmap`.
+    """
     if not (len(positions := positions_of(axes)) == 1 and 0 < x.shape[axis := positions[0]] < 16):
         return []
-    if is_spread(x, axis):
+    if is_spread(x, axis) or x.shape[axis] < x.size <= _FEW_EXAMPLES:
         return []
     return [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import cases, corpus, oracles
-from tests.conftest import option
+from tests.conftest import class_by_class, option
 
 LD = np.longdouble
 # float64 is checked at fewer sizes: what a large row adds, float32 shows sooner.
@@ -24,6 +24,8 @@ EVERY = [
     for m in cases.MEASURES
     for n in ((1,) if m.binary else sizes)
 ]
+# Where few classes are taken one by one.
+BY_CLASS = {("float32", 10), ("float64", 2)}
 # Compiling them is slow: first derivatives everywhere, the others at these sizes.
 FORWARD, SECOND = (1, 10, 1000), (1, 10)
 RELATIVE = {"float32": 1e-5, "float64": 1e-12}  # of Hessian-vector products
@@ -161,7 +163,7 @@ def check_second_order(measure, rows, args, tangents, weights, got, dtype):
 def judge(name, dtype, n):
     if dtype == "float64" and not oracles.JUDGES_FLOAT64:
         pytest.skip("longdouble is no wider than float64 here")
-    with option("jax_enable_x64", dtype == "float64"):
+    with option("jax_enable_x64", dtype == "float64"), class_by_class((dtype, n) in BY_CLASS):
         return list(check(name, dtype, n))
 
 

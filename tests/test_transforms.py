@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests import cases
-from tests.cases import MEASURES
+from tests.cases import CATEGORICAL, MEASURES
+from tests.conftest import class_by_class
 
 ROWS, CLASSES = 8, 4
 EVERY = pytest.mark.parametrize("measure", MEASURES, ids=lambda m: m.id)
@@ -148,6 +149,16 @@ def mesh():
 @EVERY
 def test_sharded_batch(measure, mesh):
     """Rows spread over eight devices stay there: nothing is sent, and the result is spread too."""
+    stays_spread(measure, mesh)
+
+
+@pytest.mark.parametrize("measure", CATEGORICAL, ids=lambda m: m.id)
+def test_sharded_batch_class_by_class(measure, mesh):
+    with class_by_class():
+        stays_spread(measure, mesh)
+
+
+def stays_spread(measure, mesh):
     args = sample(measure)
     by_row = PartitionSpec("rows")
     spread = [jax.device_put(a, NamedSharding(mesh, by_row)) for a in args]
