@@ -46,7 +46,7 @@ from jaxce._numerics import is_narrow, log1p, two_difference, wide
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
 # Below this total the plain logarithm of it loses more than a few digits.
-_CONFIDENT = 1.125
+_CONFIDENT = 1.5
 # Below this total the gaps that matter are above 13, and so large is the rounding of x - maximum.
 _LARGE_GAPS = 1 + 2.0**-20
 
