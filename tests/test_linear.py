@@ -9,7 +9,13 @@ import pytest
 
 from jaxce import losses
 
-RNG = np.random.default_rng(0)
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """As where tokens cannot be spread; see test_linear_sharding.py."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
 ROUNDING = 1e-5  # of the largest entry: float32 products of this length
 
 
@@ -112,6 +118,14 @@ def test_values_and_gradients(name):
     for ours in (pulled, of_total):
         for a, g in zip(ours, gradients, strict=False):
             close(a, g)
+
+
+@pytest.mark.parametrize("name", ["primes", "all at once"])
+def test_chunks_from_all_over_the_batch(name, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    jax.clear_caches()
+    test_values_and_gradients(name)
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0])
@@ -272,7 +286,8 @@ def test_higher_ranks_and_a_mean_with_weights():
 def test_every_derivative(reduction):
     """Forward mode, Hessian-vector products both ways, and vmap agree with the plain loss."""
     x, w, b, labels = problem(tokens=13, classes=23)
-    along = tuple(RNG.standard_normal(a.shape).astype(np.float32) for a in (x, w, b))
+    rng = np.random.default_rng(0)
+    along = tuple(rng.standard_normal(a.shape).astype(np.float32) for a in (x, w, b))
 
     def ours(x, w, b):
         loss = losses.linear_softmax_cross_entropy(
@@ -309,7 +324,8 @@ def test_statistics():
     """Under any cotangent, each of the three has the gradient of the plain measure."""
     x, w, b, labels = problem()
     keep = np.arange(37) != 3
-    cotangents = tuple(RNG.standard_normal(37).astype(np.float32) for _ in range(3))
+    rng = np.random.default_rng(0)
+    cotangents = tuple(rng.standard_normal(37).astype(np.float32) for _ in range(3))
 
     def plain(x, w, b):
         logits = jnp.where(keep[:, None], x @ w + b[None], 0)
@@ -415,23 +431,32 @@ def temporary_bytes(tokens, features, classes, **keywords):
 
 def test_memory():
     """Two chunks of logits, a quarter of the kernel, and nothing of the size of all tokens."""
-    few, many = (temporary_bytes(n, 64, 8192, chunk_size=64) for n in (512, 4096))
+    few, many, ragged = (temporary_bytes(n, 64, 8192, chunk_size=64) for n in (512, 4096, 4099))
     chunk, kernel = 4 * 64 * 8192, 4 * 64 * 8192
     assert few < 2 * chunk + kernel / 4 + 2**18
-    assert many - few < 4096 * 64  # a byte or two for a token's input, not the input itself
+    assert (
+        max(many, ragged) - few < 4096 * 64
+    )  # a byte or two for a token's input, not the input itself
     assert temporary_bytes(2048, 256, 32768) < 40e6
     assert temporary_bytes(2048, 256, 33003) < 40e6
 
 
-def test_default_chunks_are_not_tiny():
+@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_default_chunks_are_not_tiny(with_gradients, spread):
     from jaxce.losses import _linear_layer
 
+    wanted = 7 * 2**20 if with_gradients else 2**22
     for tokens in (1, 63, 2048, 8519, 10_007, 100_003):
         for classes in (2, 1000, 32_768, 33_003, 131_072, 262_144):
-            chunk = _linear_layer._chunk_size(tokens, classes)
+            chunk = _linear_layer._chunk_size(
+                tokens, classes, with_gradients=with_gradients, spread=spread
+            )
             assert 1 <= chunk <= tokens
-            assert chunk * classes <= max(2**22 * 1.5, 64 * classes)
-            assert 4 * chunk * classes >= min(2**22 * 0.5, tokens * classes)
+            assert chunk * classes <= max(wanted * 1.5, 64 * classes)
+            assert 4 * chunk * classes >= min(wanted * 0.5, tokens * classes)
+            if spread and tokens == 2048:
+                assert tokens % chunk == 0
 
 
 @pytest.mark.parametrize(

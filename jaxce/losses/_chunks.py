@@ -23,6 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxce import _axes
 from jaxce._numerics import wide_dtype
+from jaxce.losses._cuts import Strides, Windows
 
 # Each part of a kernel's gradient is added in its turn: beside the gradient no second one is alive.
 _PARTS = 4
@@ -41,37 +42,10 @@ class Plan(NamedTuple):
 
     loss: Callable[[tuple[Array, ...], Any, Any], Any]  # (logits, tokens, shared) -> per token
     chunk: int  # tokens whose logits are alive at a time
+    spread: bool  # whether the tokens may be spread over devices
     class_axis: int  # of the kernels: 0 or 1
     names: tuple[str, ...]  # mesh axes that the classes are spread over
     dtype: jnp.dtype  # in which gradients of kernels are summed
-
-
-def _strided(x: Array, chunk: int) -> Array:
-    """Reshape [tokens, ...] to [chunk, chunks, ...], with zeros after the last token.
-
-    A chunk takes its tokens from all over the batch, so that it stays spread over devices as the
-    batch is.
-    """
-    count = -(-x.shape[0] // chunk)
-    missing = chunk * count - x.shape[0]
-    if missing:
-        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return x.reshape(chunk, count, *x.shape[1:])
-
-
-def _joined(x: Array, tokens: int) -> Array:
-    """Undo `_strided`."""
-    x = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    return x if x.shape[0] == tokens else x[:tokens]
-
-
-def _chunked(tree: Any, chunk: int) -> Any:
-    """Reshape leaves [tokens, ...] to [chunks, chunk, ...], for a loop over the chunks."""
-    return jax.tree.map(lambda x: jnp.moveaxis(_strided(x, chunk), 1, 0), tree)
-
-
-def _unchunked(tree: Any, tokens: int) -> Any:
-    return jax.tree.map(lambda x: _joined(jnp.moveaxis(x, 0, 1), tokens), tree)
 
 
 def _dot(a: Array, b: Array, over: tuple[int, int], dtype: jnp.dtype) -> Array:
@@ -121,8 +95,9 @@ def per_token(plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any) -> 
         return plan.loss(logits, own, shared)
 
     inputs = tuple(head.inputs for head in heads)
-    values = lax.map(chunk, _chunked((inputs, tokens), plan.chunk))
-    return _unchunked(values, inputs[0].shape[0])
+    cut = Strides(inputs[0].shape[0], plan.chunk)
+    chunks = jax.tree.map(lambda x: jnp.moveaxis(cut.view(x), 1, 0), (inputs, tokens))
+    return jax.tree.map(cut.in_order, lax.map(chunk, chunks))
 
 
 def _total(values: Array, weights: Array) -> Array:
@@ -196,10 +171,12 @@ def _sweep(
         return jnp.zeros_like(x, dtype=dtype) if wants and x is not None else None
 
     # Chunks are read out of the inputs where they lie, and their gradients written likewise.
+    cut = (Strides if plan.spread else Windows)(weights.shape[0], plan.chunk)
     varying = _axes.varying_over((heads, tokens, weights))
     agreed = varying - {*plan.names}
     shared = _axes.varying(shared, agreed)
-    inputs = [_axes.varying(_strided(head.inputs, plan.chunk), varying) for head in heads]
+    inputs = [_axes.varying(cut.view(head.inputs), varying) for head in heads]
+    tokens, share = _axes.varying(jax.tree.map(cut.view, (tokens, share)), agreed)
     start = (
         [
             Head(
@@ -213,9 +190,11 @@ def _sweep(
     )
     start = _axes.varying(start[0], varying), _axes.varying(start[1], agreed)
 
-    def step(sums: Any, chunk: Any) -> Any:
-        index, own, own_weights = chunk
-        own_inputs = [lax.dynamic_index_in_dim(x, index, 1, keepdims=False) for x in inputs]
+    def step(sums: Any, index: Array) -> Any:
+        own_inputs, own, own_weights = jax.tree.map(
+            lambda x: cut.read(x, index), (inputs, tokens, share)
+        )
+        own_weights = cut.counted_once(own_weights, index)
         logits = tuple(
             _logits(plan, x, head.kernel, head.kernel, head.bias)
             for x, head in zip(own_inputs, heads, strict=True)
@@ -226,7 +205,7 @@ def _sweep(
         over_logits, over_shared = pull(own_weights.astype(values.dtype))
         head_sums, shared_sums = sums
         head_sums = [
-            _plus_gradients(plan, total, x, head.kernel, g, index)
+            _plus_gradients(plan, total, x, head.kernel, g, partial(cut.write, index=index))
             for total, x, head, g in zip(head_sums, own_inputs, heads, over_logits, strict=True)
         ]
         shared_sums = jax.tree.map(
@@ -234,17 +213,12 @@ def _sweep(
         )
         return (head_sums, shared_sums), values
 
-    chunks = _chunked((tokens, share), plan.chunk)
-    count = -(-weights.shape[0] // plan.chunk)
-    (head_sums, shared_sums), values = lax.scan(
-        step, start, (jnp.arange(count), *_axes.varying(chunks, agreed))
-    )
-    tokens_of = partial(_joined, tokens=weights.shape[0])
+    (head_sums, shared_sums), values = lax.scan(step, start, jnp.arange(cut.chunks))
     gradients = tuple(
-        total._replace(inputs=None if total.inputs is None else tokens_of(total.inputs))
+        total._replace(inputs=None if total.inputs is None else cut.joined(total.inputs))
         for total in head_sums
     )
-    return _unchunked(values, weights.shape[0]), jax.tree.leaves((gradients, shared_sums))
+    return cut.in_order(values), jax.tree.leaves((gradients, shared_sums))
 
 
 def _is_none(x: Any) -> bool:
@@ -252,14 +226,19 @@ def _is_none(x: Any) -> bool:
 
 
 def _plus_gradients(
-    plan: Plan, total: Head, x: Array, kernel: Array, g: Array, index: Array
+    plan: Plan,
+    total: Head,
+    x: Array,
+    kernel: Array,
+    g: Array,
+    write: Callable[[Array, Array], Array],
 ) -> Head:
     """Add what a chunk, of logits with gradient g, gives to the gradients that are wanted."""
     over_inputs, over_kernel, over_bias = total
     narrow = g.astype(x.dtype)
     if over_inputs is not None:
         own = _dot(narrow, kernel, (1, plan.class_axis), over_inputs.dtype)
-        over_inputs = lax.dynamic_update_index_in_dim(over_inputs, own, index, 1)
+        over_inputs = write(over_inputs, own)
     if over_kernel is not None:
         over_kernel = _plus_product(over_kernel, x, narrow, plan.class_axis)
     if over_bias is not None:

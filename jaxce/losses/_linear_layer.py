@@ -110,16 +110,18 @@ def weights_of(
     return w if keep is None else jnp.where(keep, w, 0)
 
 
-def _chunk_size(tokens: int, classes: int) -> int:
-    """Return how many tokens to take at a time: few enough, evenly divided where that can be."""
-    # Logits of 16 MB stay near a CPU; an accelerator wants large products.
-    elements = 2**22 if jax.default_backend() == "cpu" else 2**27
-    most = max(round(elements / max(classes, 1) / 64), 1) * 64
-    least = -(-tokens // most)
-    for count in range(max(least, 1), 2 * least):
-        if tokens % count == 0:
-            return tokens // count
-    return -(-tokens // max(least, 1))
+def _chunk_size(tokens: int, classes: int, *, with_gradients: bool, spread: bool) -> int:
+    """Return how many tokens to take at a time: few enough, evenly divided if that matters."""
+    # Near a CPU 16 MB of logits stay with what is made of them. A kernel's gradient that is added
+    # to after every chunk wants fewer and larger ones. An accelerator wants large products.
+    on_cpu = 7 * 2**20 if with_gradients else 2**22
+    elements = on_cpu if jax.default_backend() == "cpu" else 2**27
+    most = max(round(elements / max(classes, 1) / 32), 2) * 32
+    least = max(-(-tokens // most), 1)
+    # An even division needs no padding, and leaves tokens where they are spread over devices.
+    most_chunks = 2 * least if spread or not with_gradients else least
+    count = next((n for n in range(least, most_chunks) if tokens % n == 0), least)
+    return -(-tokens // count)
 
 
 def _local(
@@ -135,11 +137,15 @@ def _local(
     *shape, _ = heads[0].inputs.shape
     kernel = heads[0].kernel
     count, classes = jnp.size(heads[0].inputs[..., 0]), kernel.shape[layout.class_axis]
-    chunk = layout.chunk_size or _chunk_size(count, classes)
+    spread_tokens = jax.device_count() > 1
+    chunk = layout.chunk_size or _chunk_size(
+        count, classes, with_gradients=weights is not None, spread=spread_tokens
+    )
     dtype = layout.gradient_dtype or _checks.floating("kernel", kernel[:0]).dtype
     plan = _chunks.Plan(
         partial(loss, names=layout.names),
         max(min(chunk, count), 1),
+        spread_tokens,
         layout.class_axis,
         layout.names,
         jnp.dtype(dtype),
