@@ -31,10 +31,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
-    """Compiling is most of the time: what one worker has compiled serves all, and the next run."""
-    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    """Compiling is most of the time: what one process has compiled serves all, and the next run."""
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(config.cache.mkdir("jax")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": 0,
+    }
+    for name, value in kept.items():
+        jax.config.update(name.lower(), value)
+        os.environ[name] = str(value)  # for what is started from here
+    # One may read what another has not written to its end.
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 
 
 @contextlib.contextmanager

@@ -8,14 +8,14 @@ from typer.testing import CliRunner
 from jaxce.cli import app
 
 N, V = 301, 11
-RNG = np.random.default_rng(0)
-LABELS = RNG.integers(0, V, N)
-LOGITS = RNG.normal(size=(N, V)).astype(np.float32) * 2
+_RNG = np.random.default_rng(0)
+LABELS = _RNG.integers(0, V, N)
+LOGITS = _RNG.normal(size=(N, V)).astype(np.float32) * 2
 LOGITS[np.arange(N), LABELS] += 2
 LOGITS[3, (LABELS[3] + 1) % V] = -np.inf  # a class that cannot be
-WHERE = RNG.random(N) < 0.8
-WEIGHTS = RNG.random(N).astype(np.float32)
-BYTES = RNG.integers(1, 9, N).astype(np.uint8)
+WHERE = _RNG.random(N) < 0.8
+WEIGHTS = _RNG.random(N).astype(np.float32)
+BYTES = _RNG.integers(1, 9, N).astype(np.uint8)
 
 
 def oracle(logits=LOGITS, labels=LABELS, weights=None, size=None):

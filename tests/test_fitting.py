@@ -258,9 +258,12 @@ def seen_steps(seen):
 def test_ten_thousand_steps_take_about_a_second():
     optimizer = default_optimizer(10_000)
     fit_distribution(f32(WEATHER), optimizer=optimizer, steps=10_000)
-    began = time.perf_counter()
-    result = fit_distribution(f32(WEATHER), optimizer=optimizer, steps=10_000)
-    assert time.perf_counter() - began < 2
+    taken = []
+    for _ in range(3):  # the best: the machine may be busy with something else
+        began = time.perf_counter()
+        result = fit_distribution(f32(WEATHER), optimizer=optimizer, steps=10_000)
+        taken.append(time.perf_counter() - began)
+    assert min(taken) < 1
     assert result.history.step.shape == (10_001,)
 
 
