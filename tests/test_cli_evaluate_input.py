@@ -1,5 +1,6 @@
 """What `jaxce evaluate` refuses: in one line that names file and row, code 2, nothing written."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,45 @@ def test_bad_logits_end_a_long_run_soon_and_leave_nothing(files, monkeypatch):
     assert "row 70: NaN at class 3" in result.stderr
     assert len(reads) == 3 < N // 64  # two batches and the row: the rest is not read
     assert not (files / "out").exists()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_file_that_is_found_damaged_late_leaves_nothing(earlier, files, monkeypatch):
+    """What was saved before leads nowhere, and goes."""
+    monkeypatch.setattr(_job, "_SECONDS", 0)
+    prepare, arguments, message = BAD["npz damaged"]
+    prepare()
+    saved, save = [], _job._checkpoint.save
+    monkeypatch.setattr(_job._checkpoint, "save", lambda *job: saved.append(save(*job)))
+    if earlier:
+        Path("out").mkdir()
+        Path("out/other.txt").touch()
+    result = run(*arguments.split(), "--report", "out")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert saved
+    assert [path.name for path in files.glob("out/*")] == ["other.txt"] * earlier
+    assert (files / "out").exists() == earlier
+
+
+def test_a_full_disk_leaves_what_was_saved_before(files, monkeypatch):
+    monkeypatch.setattr(_job, "_SECONDS", 0)
+    whole = run(*FILES).stdout
+    writes, savez = [], np.savez
+
+    def full(file, *arrays, **keywords):
+        writes.append(file)
+        if len(writes) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        savez(file, *arrays, **keywords)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(np, "savez", full)
+        result = run(*FILES, "--report", "out")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "jaxce: error: --report: cannot write out/state.npz: No space left on device\n"
+    )
+    resumed = run(*FILES, "--report", "out", "--resume").stdout
+    assert resumed.startswith("resumed after 2 of 5 batches\n")
+    assert resumed.endswith(whole)

@@ -10,6 +10,10 @@ class InputError(Exception):
     """Something the user gave does not work; the message is one line that says what and why."""
 
 
+class OutputError(InputError):
+    """A file cannot be written: what was read is not to blame."""
+
+
 def check_outputs(outputs: dict[str, Path | None], inputs: Sequence[Path | None] = ()) -> None:
     """Refuse outputs that cannot be written, before any long work.
 
@@ -55,7 +59,7 @@ def replacing(option: str, path: Path, *, keep: bool = True) -> Generator[Path]:
         if keep:
             draft.replace(final)
     except OSError as error:
-        raise InputError(f"{option}: cannot write {path}: {error.strerror or error}") from None
+        raise OutputError(f"{option}: cannot write {path}: {error.strerror or error}") from None
     finally:
         if draft is not None:
             with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ import numpy as np
 import jaxce
 from jaxce.cli import _checkpoint
 from jaxce.cli._examples import Batches, Examples
-from jaxce.cli._files import InputError
+from jaxce.cli._files import InputError, OutputError
 from jaxce.cli._scoring import Scores, step
 from jaxce.evaluation import Evaluation, evaluate
 
@@ -69,7 +69,7 @@ class Job:
         def look(reached: Evaluation[Scores]) -> None:
             nonlocal looked
             if time.monotonic() >= looked + _SECONDS:
-                self._refuse_unsound(reached.metrics, state)
+                self._refuse_unsound(reached.metrics)
                 if state is not None:
                     _checkpoint.save(state, reached.metrics, identity)
                 looked = time.monotonic()
@@ -79,19 +79,24 @@ class Job:
             auto = (jax.sharding.AxisType.Auto,)
             mesh = jax.make_mesh((self._devices,), ("examples",), axis_types=auto)
         left = Batches(self.examples, self.size, int(scores.steps) * self.size)
-        result = evaluate(step, left, scores, mesh=mesh, on_step=look)
-        self._refuse_unsound(result.metrics, state)
+        try:
+            result = evaluate(step, left, scores, mesh=mesh, on_step=look)
+            self._refuse_unsound(result.metrics)
+        except OutputError:
+            raise  # a full disk: what was saved before it was full leads on
+        except InputError:
+            if state is not None:
+                state.unlink(missing_ok=True)  # no way leads on from here
+            raise
         if state is not None and result.interrupted:
             _checkpoint.save(state, result.metrics, identity)
         return result
 
-    def _refuse_unsound(self, scores: Scores, state: Path | None) -> None:
+    def _refuse_unsound(self, scores: Scores) -> None:
         """Say what is wrong with the first logits that are no distribution, if there are any."""
         batch, row = (int(i) for i in scores.surprisals.unsound)
         if batch < 0:
             return
-        if state is not None:
-            state.unlink(missing_ok=True)  # no way leads on from here
         logits, row = self.examples.logits, batch * self.size + row
         raise InputError(f"--logits: {logits.place(row)}: {_reason(logits.read(row, row + 1)[0])}")
 
