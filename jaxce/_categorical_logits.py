@@ -267,7 +267,9 @@ def _class_cross_entropy(
     if x.shape[class_axis] == 0:
         return jnp.sum(wide(x), axes)
     x, left = prepared(x, mask, axes)
-    return finished(_softmax.class_surprisal(x, labels, None, (class_axis,), False)[0], left, unit)
+    return finished(
+        _softmax.class_surprisal(x, labels, None, None, (class_axis,), False)[0], left, unit
+    )
 
 
 def _compared(

@@ -237,16 +237,16 @@ def centred(x: Array, p: Array, value: Array, axes: Axes) -> Array:
     return change - total_over(products(p, change), axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax(x: Array, axes: Axes) -> Array:
-    s = partition(x, axes)
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def softmax(x: Array, axes: Axes, apart: bool = False) -> Array:
+    s = partition(x, axes, apart=apart)
     return weights(x, s.maximum)[1] / s.total
 
 
 @softmax.defjvp
-def _(axes, primals, tangents):
+def _(axes, apart, primals, tangents):
     (x,), dx = primals, wide(*tangents)
-    p = softmax(x, axes)
+    p = softmax(x, axes, apart)
     return p, p * centred(x, p, dx, axes)
 
 
@@ -272,16 +272,17 @@ def _(axes, write, primals, tangents):
     return s, Partition(d_maximum, d_total, d_total, d_excess, d_written)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_normalizer(x: Array, axes: Axes) -> Array:
-    s = partition(x, axes)
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def log_normalizer(x: Array, axes: Axes, apart: bool = False) -> Array:
+    s = partition(x, axes, apart=apart)
     return without(s.maximum + s.excess, axes)
 
 
 @log_normalizer.defjvp
-def _(axes, primals, tangents):
+def _(axes, apart, primals, tangents):
     (x,), dx = primals, wide(*tangents)
-    return log_normalizer(x, axes), without(total_over(products(dx, softmax(x, axes)), axes), axes)
+    change = total_over(products(dx, softmax(x, axes, apart)), axes)
+    return log_normalizer(x, axes, apart), without(change, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -454,14 +455,39 @@ def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
     return value, exists, chosen
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _even_gap(x: Array, maximum: Array, axes: Axes) -> tuple[Array, Array]:
+    """Return the mean gap of the classes that exist, and the share of each of them."""
+    largest = jnp.finfo(maximum.dtype).max
+
+    # Of an infinite gap 0, in arithmetic that vectorizes.
+    def gap_if_finite(x: Array, maximum: Array) -> Array:
+        gap = gap_of(x, maximum)
+        return jnp.minimum(gap, jnp.maximum(largest - gap, 0) * 2.0**100)
+
+    def is_finite(x: Array, maximum: Array) -> Array:
+        return jnp.minimum(jnp.maximum(largest - gap_of(x, maximum), 0) * 2.0**100, 1)
+
+    total, count = (
+        own_pass(partial(sum_of, term, (x,), (maximum,), axes), lambda: maximum)
+        for term in (gap_if_finite, is_finite)
+    )
+    return total / count, 1 / count
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def class_surprisal(
-    x: Array, labels: Array, keep: Array | None, axes: Axes, apart: bool
-) -> tuple[Array, Array]:
+    x: Array,
+    labels: Array,
+    keep: Array | None,
+    smoothing: Array | None,
+    axes: Axes,
+    apart: bool,
+) -> tuple[Array, Array, Array | None]:
     """Return the surprisal of one class per example and its gradient; NaN for a bad label.
 
-    Where `keep` is False both are 0, whatever the logits and the label are. For `apart` see
-    `partition`.
+    Where `keep` is False both are 0, whatever the logits and the label are. With `smoothing` that
+    share of the surprisal is the mean of all classes that exist; the third result is the derivative
+    over it. For `apart` see `partition`.
     """
     s = partition(x, axes, apart=apart)
     (axis,) = positions_of(axes)
@@ -472,22 +498,54 @@ def class_surprisal(
     maximum, of_class, excess, nan = (
         without(a, axes) for a in (s.maximum, value, s.excess, invalid)
     )
-    losses = gap_of(of_class, maximum) + excess + nan
-    # Written out, so that the sums over classes are not drawn into a later mean over examples.
-    value = own_pass(lambda: losses, lambda: of_class)
+    gap = gap_of(of_class, maximum)
+    losses = gap + excess + nan
     weight = plain_weight(x, s.maximum)
     gradient = jnp.where(chosen, (weight - 1) - s.rest, weight) * (1 / s.total + invalid)
-    if keep is None:
-        return value, gradient
-    return jnp.where(keep, value, 0), jnp.where(jnp.expand_dims(keep, axis), gradient, 0)
-
-
-@class_surprisal.defjvp
-def _(axes, apart, primals, tangents):
-    (x, labels, keep), dx = primals, wide(tangents[0])
-    value, gradient = class_surprisal(x, labels, keep, axes, apart)
-    p = softmax(x, axes)
-    d_gradient = p * centred(x, p, dx, axes)
+    slope = None
+    if smoothing is not None:
+        even, share = _even_gap(x, s.maximum, axes)
+        slope = without(even, axes) - gap + nan
+        losses = (1 - smoothing) * losses + smoothing * (without(even, axes) + excess)
+        of_even = weight / s.total - jnp.where(x == -jnp.inf, 0, share)
+        each = jnp.expand_dims(smoothing, axis) if smoothing.ndim else smoothing
+        gradient = (1 - each) * gradient + each * of_even
+    # Written out, so that the sums over classes are not drawn into a later mean over examples.
+    value = own_pass(lambda: losses, lambda: of_class)
     if keep is not None:
-        d_gradient = jnp.where(jnp.expand_dims(keep, positions_of(axes)), d_gradient, 0)
-    return (value, gradient), (without(total_over(products(dx, gradient), axes), axes), d_gradient)
+        value = jnp.where(keep, value, 0)
+        gradient = jnp.where(jnp.expand_dims(keep, axis), gradient, 0)
+        slope = None if slope is None else jnp.where(keep, slope, 0)
+    return value, gradient, slope
+
+
+@partial(class_surprisal.defjvp, symbolic_zeros=True)
+def _(axes, apart, primals, tangents):
+    x, labels, keep, smoothing = primals
+    dx, *_, d_smoothing = tangents
+    value, gradient, slope = primals_out = class_surprisal(x, labels, keep, smoothing, axes, apart)
+    (axis,) = positions_of(axes)
+
+    def kept(change: Array) -> Array:
+        return change if keep is None else jnp.where(jnp.expand_dims(keep, axis), change, 0)
+
+    def moved_to_label() -> Array:
+        """The distribution that is learned moves so, from the mean of all to the label."""
+        _, _, chosen = at_class(x, jnp.expand_dims(labels, axis), axes)
+        share = _even_gap(x, wide(max_over(x, axes)), axes)[1]
+        return kept(chosen.astype(gradient.dtype) - jnp.where(x == -jnp.inf, 0, share))
+
+    d_value, d_gradient, d_slope = [], [], []
+    if _given(dx)[0]:
+        dx = wide(dx)
+        p = softmax(x, axes)
+        d_value.append(without(total_over(products(dx, gradient), axes), axes))
+        d_gradient.append(kept(p * centred(x, p, dx, axes)))
+        if smoothing is not None:
+            d_slope.append(without(total_over(products(dx, moved_to_label()), axes), axes))
+    if smoothing is not None and _given(d_smoothing)[0]:
+        d_value.append(d_smoothing * slope)
+        each = jnp.expand_dims(d_smoothing, axis) if d_smoothing.ndim else d_smoothing
+        d_gradient.append(each * moved_to_label())
+    changes = _add(d_value, value), _add(d_gradient, gradient)
+    return primals_out, (*changes, None if slope is None else _add(d_slope, slope))

@@ -32,6 +32,10 @@ WEIGHTS = np.array([0.5, 1, 2, 3], np.float32)
 TRANSFORMED = {
     "soft": (soft, "p"),
     "integer": (integer, "labels"),
+    "integer, smoothed": (
+        functools.partial(integer, label_smoothing=0.25, ignore_index=-1),
+        "labels",
+    ),
     "integer, all": (
         functools.partial(integer, label_smoothing=0.25, class_weights=WEIGHTS, ignore_index=-1),
         "labels",
@@ -221,6 +225,49 @@ def test_keywords_may_be_traced():
         exact.sigmoid_focal(x, p, v, v).sum(),
     )
     close(np.array(run(v)), np.array(want))
+
+
+def test_smoothing_of_each_example_and_its_derivatives():
+    """The loss is linear in the smoothing, so the oracle at 0 and at 1 gives its derivatives."""
+    x, labels, *_ = sample(5, 7)
+    x[1, (labels[1] + 1) % 7] = -np.inf
+    rates = np.linspace(0, 0.9, 5).astype(np.float32)
+
+    def loss(x, rates):
+        return integer(x, labels, label_smoothing=rates)
+
+    want, want_x = (
+        np.array([f(x[i], labels[i], label_smoothing=r) for i, r in enumerate(rates)])
+        for f in (exact.cross_entropy, exact.cross_entropy_grad)
+    )
+    change, change_x = (
+        f(x, labels, label_smoothing=1) - f(x, labels)
+        for f in (exact.cross_entropy, exact.cross_entropy_grad)
+    )
+    value, pull = jax.vjp(loss, x, rates)
+    close(value, want)
+    for got, expected in zip(pull(jnp.ones(5)), (want_x, change), strict=True):
+        close(got, expected)
+    # Along the smoothing the gradient over the logits moves, and the other way round.
+    ones = jnp.ones_like(rates)
+    over_x = jax.grad(lambda x, r: loss(x, r).sum())
+    close(jax.jvp(lambda r: over_x(x, r), (rates,), (ones,))[1], change_x)
+    slope = jax.grad(lambda r, x: loss(x, r).sum())
+    along = np.cos(np.arange(x.size, dtype=np.float32)).reshape(x.shape)
+    close(
+        jax.jvp(lambda x: slope(rates, x), (x,), (along,))[1],
+        (along * change_x).sum(-1),
+    )
+
+
+def test_an_impossible_label_smoothed_is_infinite_with_finite_derivatives():
+    x, label = np.array([0.0, -np.inf, 1.0], np.float32), np.array(1)
+    loss = functools.partial(integer, labels=label, label_smoothing=0.25)
+    want = exact.cross_entropy_grad(x, label, label_smoothing=0.25)
+    value, along = jax.jvp(loss, (x,), (np.ones(3, np.float32),))
+    assert value == np.inf
+    close(along, want.sum())
+    close(jax.grad(loss)(x), want)
 
 
 def full_size_work(function, *args):

@@ -71,7 +71,7 @@ def _of_chunk(
     return loss(_Chunk(logits, tokens, shared, names))
 
 
-def _nll(chunk: _Chunk, *, apart: bool = False) -> Array:
+def _nll(chunk: _Chunk) -> Array:
     return integer_loss(
         chunk.logits[0],
         cast(Array, chunk.tokens.labels),
@@ -81,15 +81,14 @@ def _nll(chunk: _Chunk, *, apart: bool = False) -> Array:
         None,
         axis=-1,
         axis_name=chunk.names or None,
-        apart=apart,
+        apart=True,  # the gradient takes the place of the logits
     )
 
 
 def _cross_entropy(chunk: _Chunk) -> Array:
-    # Where nothing else is made of the logits, their gradient takes their place.
-    loss = _nll(chunk, apart=not chunk.shared)
+    loss = _nll(chunk)
     if "z_loss" in chunk.shared:
-        z = jnp.square(_softmax.log_normalizer(chunk.logits[0], (1, *chunk.names)))
+        z = jnp.square(_softmax.log_normalizer(chunk.logits[0], (1, *chunk.names), apart=True))
         loss = loss + chunk.shared["z_loss"] * chunk.over_kept(z)
     return loss
 
@@ -98,7 +97,7 @@ def _statistics(chunk: _Chunk) -> LinearStatistics:
     (x,), axes = chunk.logits, (1, *chunk.names)
     return LinearStatistics(
         _nll(chunk),
-        chunk.over_kept(_softmax.log_normalizer(x, axes)),
+        chunk.over_kept(_softmax.log_normalizer(x, axes, apart=True)),
         chunk.over_kept(_softmax.entropy(x, axes)[0]),
     )
 

@@ -136,7 +136,8 @@ def _local(
     """Compute on the arrays of one device; `spread` names the mesh axes of its tokens."""
     *shape, _ = heads[0].inputs.shape
     kernel = heads[0].kernel
-    count, classes = jnp.size(heads[0].inputs[..., 0]), kernel.shape[layout.class_axis]
+    count = jnp.size(heads[0].inputs[..., 0])
+    classes = len(heads) * kernel.shape[layout.class_axis]  # the logits of all layers are alive
     spread_tokens = jax.device_count() > 1
     chunk = layout.chunk_size or _chunk_size(
         count, classes, with_gradients=weights is not None, spread=spread_tokens

@@ -273,8 +273,9 @@ def integer_loss(
 ) -> Array:
     """Return the loss of class indices; for `apart` see `_softmax.partition`."""
     _checks.order("logits", logits, "labels", labels, "In jaxce.losses predictions come first.")
-    # With smoothing two functions have a gradient over the logits: the sum is what is rounded.
-    x = _checks.floating("logits", logits, narrow=smoothing is None)
+    # Smoothed and weighted, two functions have a gradient over the logits: their sum is rounded.
+    twice = smoothing is not None and class_weights is not None
+    x = _checks.floating("logits", logits, narrow=not twice)
     positions = _checks.axes(axis, x.ndim, "logits")
     if jnp.issubdtype(jnp.asarray(labels).dtype, jnp.floating):
         raise TypeError(
@@ -300,24 +301,22 @@ def integer_loss(
     (class_axis,) = positions
     if x.shape[class_axis] == 0:
         return jnp.sum(wide(x), class_axis)  # no classes: nothing is left
-    if smoothing is not None and keep is not None:
+    if twice and keep is not None:
         x = jnp.where(jnp.expand_dims(keep, class_axis), x, 0)
     x, left = prepared(x, where, axes)
-    loss = _softmax.class_surprisal(x, labels, keep, axes, apart)[0]
-    spread = None
     if smoothing is not None:
-        exists = (x > -jnp.inf).astype(loss.dtype)
-        spread = exists / total_over(exists, axes)
+        smoothing = jnp.asarray(smoothing, wide(x).dtype)
+        smoothing = jnp.broadcast_to(smoothing, labels.shape if smoothing.ndim else ())
+    loss = _softmax.class_surprisal(x, labels, keep, None if twice else smoothing, axes, apart)[0]
     if class_weights is not None:
         weights = _weights(class_weights, x, class_axis)
         loss = loss * _of_label(weights, x, labels, axes, class_axis)
-        spread = None if spread is None else spread * weights
-    if smoothing is not None and spread is not None:
-        smoothing = jnp.asarray(smoothing, loss.dtype)
-        even = _softmax.cross_entropy(spread, x, axes)[0]
-        loss = (1 - smoothing) * loss + smoothing * (
-            even if keep is None else jnp.where(keep, even, 0)
-        )
+        if smoothing is not None:
+            exists = (x > -jnp.inf).astype(loss.dtype)
+            spread = exists / total_over(exists, axes) * weights
+            even = _softmax.cross_entropy(spread, x, axes)[0]
+            even = even if keep is None else jnp.where(keep, even, 0)
+            loss = (1 - smoothing) * loss + smoothing * even
     return finished(loss, left, 1.0)
 
 
