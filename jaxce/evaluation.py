@@ -140,8 +140,12 @@ def evaluate(
                 batch, where = place(piece, size)
                 if len(under_way) == _UNDER_WAY:
                     jax.block_until_ready(under_way[0])
+                before = _first_array(reached.metrics)
                 reached = Evaluation(step(reached.metrics, batch, where), reached.steps + 1)
-                under_way.append(_trace(reached.metrics))
+                trace = _first_array(reached.metrics)
+                if trace is not None and (before is None or before.is_deleted()):
+                    trace = jnp.copy(trace)  # the step may take what it is given for good
+                under_way.append(trace)
                 if on_step is not None:
                     on_step(reached)
                 show(reached.steps, reached.metrics)
@@ -150,7 +154,6 @@ def evaluate(
     return reached
 
 
-def _trace(metrics: Any) -> Array | None:
-    """Return something that is ready when the metrics are, and that no step takes by donation."""
-    leaf = next((leaf for leaf in jax.tree.leaves(metrics) if isinstance(leaf, Array)), None)
-    return None if leaf is None else jnp.copy(leaf)
+def _first_array(metrics: Any) -> Array | None:
+    """Return an array that is ready when the metrics are."""
+    return next((leaf for leaf in jax.tree.leaves(metrics) if isinstance(leaf, Array)), None)
