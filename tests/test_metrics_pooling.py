@@ -274,7 +274,7 @@ def test_sharded_arrays(types, spec):
     check(jax.device_get(state))
     sizes = [size for _, size, _ in sent(run.as_text())]
     assert sizes
-    assert max(sizes) <= 4 * len(x)
+    assert sum(sizes) <= 15 * len(x)  # for all metrics together; the logits are 24 an example
 
 
 @pytest.mark.skipif(importlib.util.find_spec("orbax") is None, reason="orbax is not installed")

@@ -61,9 +61,7 @@ class Surprisals(Metric):
         bins = jnp.minimum(counted, PER_BIT * MOST_BITS).astype(jnp.int32)
         return replace(
             self,
-            weight=self.weight.merge(
-                batch.totals(jnp.ones_like(bits), bins, PER_BIT * MOST_BITS + 1)
-            ),
+            weight=self.weight.merge(batch.weight_in(bins, PER_BIT * MOST_BITS + 1)),
             steps=self.steps + 1,
             unsound=jnp.where(first, here, self.unsound),
         )

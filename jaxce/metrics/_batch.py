@@ -60,7 +60,17 @@ class Examples:
         """How many examples count or, with weights, how much they weigh."""
         if self._kept_weights is not None:
             return Total.of(self._kept_weights)
-        return Total.count(jnp.ones(self.shape, bool) if self.keep is None else self.keep)
+        return Total.count(self._counts)
+
+    def weight_in(self, bins: Array, size: int) -> Total:
+        """The same for each of `size` bins."""
+        if self._kept_weights is not None:
+            return Total.of_bins(self._kept_weights, bins, size)
+        return Total.count_bins(self._counts, bins, size)
+
+    @cached_property
+    def _counts(self) -> Array:
+        return jnp.ones(self.shape, bool) if self.keep is None else self.keep
 
     @cached_property
     def _kept_weights(self) -> Array | None:

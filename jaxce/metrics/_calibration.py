@@ -111,7 +111,7 @@ class CalibrationError(Metric):
             self,
             doubt=self.doubt.merge(batch.totals(batch.doubt, index, size)),
             wrong=self.wrong.merge(batch.totals(wrong, index, size)),
-            weight=self.weight.merge(batch.totals(jnp.ones_like(wrong), index, size)),
+            weight=self.weight.merge(batch.weight_in(index, size)),
             bad_labels=self.bad_labels.merge(batch.bad_labels),
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxce._axes import own_pass
 from jaxce._numerics import two_difference
 
 AxisName = str | tuple[str, ...]
@@ -36,7 +37,8 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
 
 def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
     """Return a * b rounded, and the rounding error (Dekker); no error where it is not finite."""
-    product = a * b
+    # Without its last bit: a rounding that no compiler takes out to fuse the product with a sum.
+    product = lax.reduce_precision(a * b, exponent_bits=8, mantissa_bits=22)
     finite = jnp.isfinite(product)
     a, b = jnp.where(finite, a, 0), jnp.where(finite, b, 0)
     a_high, b_high = lax.reduce_precision(a, **_HALF), lax.reduce_precision(b, **_HALF)
@@ -56,11 +58,16 @@ def _constant(x: float) -> tuple[Array, Array]:
 
 def pair(x: Array) -> tuple[Array, Array]:
     """Return a float32 array and what of x it misses, another."""
-    high = x.astype(jnp.float32)
     if jnp.issubdtype(x.dtype, jnp.integer):
+        high = x.astype(jnp.float32)
         return high, (x - high.astype(x.dtype)).astype(jnp.float32)
-    low = x - jnp.where(jnp.isfinite(high), high.astype(x.dtype), x)
-    return high, jnp.where(jnp.isfinite(x), low, 0).astype(jnp.float32)
+    if x.dtype != jnp.float64:
+        high = x.astype(jnp.float32)
+        return high, jnp.zeros_like(high)
+    # Two conversions, there and back, a compiler may take out.
+    high = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=23)
+    low = jnp.where(jnp.isfinite(high), x - high, 0)
+    return high.astype(jnp.float32), low.astype(jnp.float32)
 
 
 def _weighted(values: Array, weights: Array | None) -> tuple[Array, Array]:
@@ -121,13 +128,21 @@ class Total:
         return Total(*pair(jnp.sum(mask.astype(jnp.int32))))
 
     @staticmethod
+    def count_bins(mask: Array, bins: Array, size: int) -> Total:
+        """How many entries of each of `size` bins are True."""
+        zeros = jnp.zeros(size, jnp.int32)
+        counts = zeros.at[bins].add(
+            mask.astype(jnp.int32), mode="promise_in_bounds", out_sharding=_everywhere(mask)
+        )
+        return Total(*pair(counts))
+
+    @staticmethod
     def of(values: Array, weights: Array | None = None) -> Total:
         """Sum of all values, each times its weight."""
-        high, low = _weighted(values, weights)
-        plain = jnp.sum(high)
-        finite = jnp.isfinite(plain)
-        high, low = _summed(jnp.where(finite, high, 0), jnp.where(finite, low, 0))
-        return Total(jnp.where(finite, high, plain), low)
+        # Written out: inside the sum what they are computed of would not be vectorized.
+        values = own_pass(partial(jnp.asarray, values), partial(jnp.asarray, values))
+        high, low = _summed(*_weighted(values, weights))
+        return Total(high, jnp.where(jnp.isfinite(high), low, 0))
 
     @staticmethod
     def of_bins(values: Array, bins: Array, size: int, weights: Array | None = None) -> Total:
