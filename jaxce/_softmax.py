@@ -59,6 +59,7 @@ class Partition(NamedTuple):
     rest: Array  # total - 1, of full precision also where it is tiny
     excess: Array  # log(total)
     written: Array | None = None  # exp(x - maximum), of the shape of x, if it was asked for
+    gaps: Array | None = None  # sum of exp(-gap) gap, where few classes make it cheap
 
 
 def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
@@ -148,22 +149,30 @@ def _sums(
     return total, lax.platform_dependent(cpu=on_cpu, default=exact)
 
 
-def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """The same for a few classes: loops over the examples, without the axis."""
+def _plain_weights(x: Array, maximum: Array) -> tuple[Array, Array]:
+    """Return the gaps, and exp(-gap), which is off by the rounding of a large gap."""
+    gap = jnp.minimum(gap_of(x, maximum), _NEGLIGIBLE)
+    return gap, jnp.exp(-gap)
 
-    def sums(*, exact: bool) -> tuple[Array, Array, Array]:
+
+def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
+    """Maximum, both sums and that of the gaps: loops over the examples, without the axis."""
+
+    def sums(*, exact: bool) -> tuple[Array, Array, Array, Array]:
         columns = [without(column, axes) for column in each_of_few(x, axes)]
         maximum = reduce(jnp.maximum, columns)
-        each = [weights(c, maximum)[1] if exact else plain_weight(c, maximum) for c in columns]
-        others = reduce(jnp.add, [_unless_1(weight) for weight in each])
-        return maximum, reduce(jnp.add, each), others
+        each = [(weights if exact else _plain_weights)(c, maximum) for c in columns]
+        total = reduce(jnp.add, [weight for _, weight in each])
+        others = reduce(jnp.add, [_unless_1(weight) for _, weight in each])
+        # No product is negative: the absolute value does what `products` does, in one operation.
+        return maximum, total, others, reduce(jnp.add, [jnp.abs(w * gap) for gap, w in each])
 
-    def on_cpu() -> tuple[Array, Array, Array]:
-        def like() -> tuple[Array, Array, Array]:
+    def on_cpu() -> tuple[Array, Array, Array, Array]:
+        def like() -> tuple[Array, Array, Array, Array]:
             one = without(each_of_few(x, axes)[0], axes)
-            return one, one, one
+            return one, one, one, one
 
-        _, total, others = quick = own_pass(partial(sums, exact=False), like)
+        _, total, others, _ = quick = own_pass(partial(sums, exact=False), like)
         large = (total < _CONFIDENT) & (others < _LARGE_GAPS - 1)
         return lax.cond(jnp.any(large), partial(sums, exact=True), lambda: quick)
 
@@ -181,9 +190,10 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
         apart: Whether the sums share no exponentials with a gradient, which can then be written
             over the logits: a tenth slower of logits in memory, but in less of it.
     """
-    written = None
+    written = gaps = None
     if each_of_few(x, axes) and not names_of(axes):
-        maximum, total, others = _sums_of_few(wide(x), axes)
+        maximum, total, others, gaps = _sums_of_few(wide(x), axes)
+        gaps = with_axes(gaps, axes)
     else:
         top = wide(max_over(x, axes))
         if write:
@@ -194,7 +204,7 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
     rest = jnp.where(total < _CONFIDENT, others, total - 1)
     parts = (with_axes(part, axes) for part in (maximum, total, rest, log1p(rest)))
-    return Partition(*parts, written=written)
+    return Partition(*parts, written=written, gaps=gaps)
 
 
 def softmax_less(p: Array, others: Array, x: Array, s: Partition) -> Array:
@@ -269,7 +279,11 @@ def _(axes, write, primals, tangents):
     d_excess = total_over(products(p, change), axes)
     d_total = s.total * d_excess
     d_written = None if s.written is None else s.written * change
-    return s, Partition(d_maximum, d_total, d_total, d_excess, d_written)
+    d_gaps = None
+    if s.gaps is not None:
+        gap = _plain_weights(x, s.maximum)[0]
+        d_gaps = s.total * total_over(products(p * (gap - 1), change), axes)
+    return s, Partition(d_maximum, d_total, d_total, d_excess, d_written, d_gaps)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -316,6 +330,8 @@ def _(axes, primals, tangents):
 
 def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
     """Mean under softmax(x) of the gaps; the reduced axes are kept with length 1."""
+    if s.gaps is not None:
+        return s.gaps / s.total
 
     # No product is negative: the absolute value does what `products` does, in one operation.
     def careful(x: Array, maximum: Array) -> Array:
@@ -323,8 +339,8 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
         return jnp.abs(weight * gap)
 
     def plain(x: Array, maximum: Array) -> Array:
-        gap = jnp.minimum(gap_of(x, maximum), _NEGLIGIBLE)
-        return jnp.abs(jnp.exp(-gap) * gap)
+        gap, weight = _plain_weights(x, maximum)
+        return jnp.abs(weight * gap)
 
     def of_written(weight: Array, x: Array, maximum: Array) -> Array:
         return jnp.abs(weight * jnp.minimum(gap_of(x, maximum), _NEGLIGIBLE))
