@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxce import _axes, _checks, _softmax, _softmax_pair
+from jaxce import _axes, _checks, _softmax, _softmax_cross_entropy, _softmax_pair
 from jaxce._axes import Axes
 from jaxce._jit import jit_measure
 from jaxce._numerics import still_at_zero, wide
@@ -254,7 +254,7 @@ def cross_entropy_with_logits(
         return jnp.sum(wide(x), axes)
     x, left = prepared(x, mask, axes)
     p = still_at_zero(p if mask is None else jnp.where(mask, p, 0))
-    return finished(_softmax.cross_entropy(p, x, axes)[0], left, unit)
+    return finished(_softmax_cross_entropy.cross_entropy(p, x, axes)[0], left, unit)
 
 
 def _class_cross_entropy(
@@ -268,7 +268,9 @@ def _class_cross_entropy(
         return jnp.sum(wide(x), axes)
     x, left = prepared(x, mask, axes)
     return finished(
-        _softmax.class_surprisal(x, labels, None, None, (class_axis,), False)[0], left, unit
+        _softmax_cross_entropy.class_surprisal(x, labels, None, None, (class_axis,), False)[0],
+        left,
+        unit,
     )
 
 

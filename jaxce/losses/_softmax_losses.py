@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxce import _axes, _checks, _softmax
+from jaxce import _axes, _checks, _softmax_cross_entropy
 from jaxce._axes import total_over
 from jaxce._categorical_logits import finished, prepared
 from jaxce._jit import jit_measure
@@ -159,7 +159,7 @@ def _soft(
         p = wide(p) * _weights(class_weights, x, _single(rows.positions, "class_weights"))
     if rows.mask is not None:
         p = jnp.where(rows.mask, p, 0)
-    return finished(_softmax.cross_entropy(p, x, rows.axes)[0], rows.left, 1.0)
+    return finished(_softmax_cross_entropy.cross_entropy(p, x, rows.axes)[0], rows.left, 1.0)
 
 
 def smoothed(p: Array, exists: Array, alpha: ArrayLike, axes: _axes.Axes) -> Array:
@@ -307,14 +307,16 @@ def integer_loss(
     if smoothing is not None:
         smoothing = jnp.asarray(smoothing, wide(x).dtype)
         smoothing = jnp.broadcast_to(smoothing, labels.shape if smoothing.ndim else ())
-    loss = _softmax.class_surprisal(x, labels, keep, None if twice else smoothing, axes, apart)[0]
+    loss = _softmax_cross_entropy.class_surprisal(
+        x, labels, keep, None if twice else smoothing, axes, apart
+    )[0]
     if class_weights is not None:
         weights = _weights(class_weights, x, class_axis)
         loss = loss * _of_label(weights, x, labels, axes, class_axis)
         if smoothing is not None:
             exists = (x > -jnp.inf).astype(loss.dtype)
             spread = exists / total_over(exists, axes) * weights
-            even = _softmax.cross_entropy(spread, x, axes)[0]
+            even = _softmax_cross_entropy.cross_entropy(spread, x, axes)[0]
             even = even if keep is None else jnp.where(keep, even, 0)
             loss = (1 - smoothing) * loss + smoothing * even
     return finished(loss, left, 1.0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxce import _axes, _checks, _softmax, losses
+from jaxce import _axes, _checks, _softmax, _softmax_cross_entropy, losses
 from jaxce._axes import count_of, own_pass, sum_of
 from jaxce._categorical_logits import prepared
 from jaxce._numerics import expm1, wide
@@ -140,7 +140,7 @@ class Batch(Examples):
 
     @cached_property
     def _label_logit(self) -> Array:
-        return _softmax.at_class(self._x, self._label, self._axes)[0]
+        return _softmax_cross_entropy.at_class(self._x, self._label, self._axes)[0]
 
     @cached_property
     def _surprisal(self) -> Array:
@@ -152,7 +152,7 @@ class Batch(Examples):
         """In nats."""
         s = self._partition
         if self._target is not None:
-            value = _softmax.expected_surprisal(self._target, self._x, s, self._axes)
+            value = _softmax_cross_entropy.expected_surprisal(self._target, self._x, s, self._axes)
         else:
             value = self._surprisal
         return self._of_example(value)
