@@ -138,21 +138,23 @@ def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
 def _even_gap(x: Array, maximum: Array, axes: Axes) -> tuple[Array, Array]:
     """Return the mean gap of the classes that exist, and the share of each of them."""
-    largest = jnp.finfo(maximum.dtype).max
+    half = float(jnp.finfo(maximum.dtype).max) / 2
 
-    # Of an infinite gap 0, in arithmetic that vectorizes.
-    def gap_if_finite(x: Array, maximum: Array) -> Array:
-        gap = gap_of(x, maximum)
-        return jnp.minimum(gap, jnp.maximum(largest - gap, 0) * 2.0**100)
+    # Positive, and huge, but for a logit of -inf: no comparison, because one would stop the
+    # compiler from vectorizing a sum. The lowest finite logit counts: its class exists.
+    def reach(x: Array) -> Array:
+        return jnp.maximum(wide(x) * 2.0**-24 + half, 0)
 
-    def is_finite(x: Array, maximum: Array) -> Array:
-        return jnp.minimum(jnp.maximum(largest - gap_of(x, maximum), 0) * 2.0**100, 1)
+    def exists(x: Array) -> Array:
+        return jnp.minimum(2 * reach(x), 1)
 
-    total, count = (
-        own_pass(partial(sum_of, term, (x,), (maximum,), axes), lambda: maximum)
-        for term in (gap_if_finite, is_finite)
-    )
-    return total / count, 1 / count
+    # Shared out before they are summed: a few of the largest gaps are too large a sum.
+    def share_of_gap(x: Array, maximum: Array, share: Array) -> Array:
+        return jnp.minimum(gap_of(x, maximum) * share, reach(x) * 2.0**100)
+
+    share = 1 / own_pass(lambda: sum_of(exists, (x,), (), axes), lambda: maximum)
+    mean = own_pass(lambda: sum_of(share_of_gap, (x,), (maximum, share), axes), lambda: maximum)
+    return mean, share
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))

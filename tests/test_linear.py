@@ -434,9 +434,8 @@ def test_memory():
     few, many, ragged = (temporary_bytes(n, 64, 8192, chunk_size=64) for n in (512, 4096, 4099))
     chunk, kernel = 4 * 64 * 8192, 4 * 64 * 8192
     assert few < chunk + kernel / 4 + 2**18
-    assert (
-        max(many, ragged) - few < 4096 * 64
-    )  # a byte or two for a token's input, not the input itself
+    # A byte or two for a token's input, not the input itself.
+    assert max(many, ragged) - few < 4096 * 64
     for more in ({}, {"label_smoothing": 0.1, "z_loss": 1e-3}):
         assert temporary_bytes(2048, 256, 32768, **more) < 40e6
         assert temporary_bytes(2048, 256, 33003, **more) < 40e6

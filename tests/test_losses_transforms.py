@@ -260,6 +260,20 @@ def test_smoothing_of_each_example_and_its_derivatives():
     )
 
 
+@pytest.mark.parametrize("classes", [5, 40])
+@pytest.mark.parametrize("lowest", [1, 3])
+def test_the_lowest_finite_logit_is_a_class_for_the_smoothing_too(lowest, classes):
+    """A mask of finfo.min is not one of -inf, and several of them do not overflow."""
+    x, labels, *_ = sample(6, classes)
+    labels[:] = 0
+    x[:, 1 : 1 + lowest] = np.finfo(np.float32).min
+    x[::2, -1] = -np.inf
+    loss = functools.partial(integer, labels=labels, label_smoothing=0.25)
+    value, pull = jax.vjp(loss, x)
+    close(value, exact.cross_entropy(x, labels, label_smoothing=0.25))
+    close(pull(jnp.ones(6))[0], exact.cross_entropy_grad(x, labels, label_smoothing=0.25))
+
+
 def test_an_impossible_label_smoothed_is_infinite_with_finite_derivatives():
     x, label = np.array([0.0, -np.inf, 1.0], np.float32), np.array(1)
     loss = functools.partial(integer, labels=label, label_smoothing=0.25)
