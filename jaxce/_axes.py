@@ -55,6 +55,12 @@ def varying(tree: T, names: frozenset[str]) -> T:
     return jax.tree.map(mark, tree)
 
 
+def gradient_of(x: Array, shares: Array) -> Array:
+    """Return the gradient over x, in its type: the sum over devices where all have the same x."""
+    missing = tuple(sorted(varying_over(shares) - varying_over(x)))
+    return (lax.psum(shares, missing) if missing else shares).astype(x.dtype)
+
+
 def placed_alike(a: Array, b: Array) -> tuple[Array, Array]:
     """Give two arrays of one shape one type: what all devices have goes where the other is.
 

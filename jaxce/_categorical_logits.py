@@ -268,7 +268,7 @@ def _class_cross_entropy(
         return jnp.sum(wide(x), axes)
     x, left = prepared(x, mask, axes)
     return finished(
-        _softmax_cross_entropy.class_surprisal(x, labels, None, None, (class_axis,), False)[0],
+        _softmax_cross_entropy.class_surprisal(x, labels, None, None, (class_axis,))[0],
         left,
         unit,
     )

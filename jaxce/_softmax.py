@@ -5,7 +5,8 @@ non-negative positions and, inside `shard_map`, names of mesh axes that the clas
 Of narrow logits every pass makes float32 for itself: wide ones would be written out for the passes
 to read. A function returns its value together with the gradients that its derivative needs; the
 derivative of a gradient is written in terms of the same functions, so that forward mode, reverse
-mode and every higher order come out of one rule and keep their digits.
+mode and every higher order come out of one rule and keep their digits. A partition of x that is
+`known` is not made again; it is a function of x all the same: no derivative over it is taken.
 
 Written with m = max x, the gap g_j = m - x_j >= 0 and the excess L = log Z - m >= 0:
 
@@ -224,16 +225,16 @@ def centred(x: Array, p: Array, value: Array, axes: Axes) -> Array:
     return change - total_over(products(p, change), axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def softmax(x: Array, axes: Axes, apart: bool = False) -> Array:
-    s = partition(x, axes, apart=apart)
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def softmax(x: Array, axes: Axes, known: Partition | None = None) -> Array:
+    s = known or partition(x, axes)
     return weights(x, s.maximum)[1] / s.total
 
 
 @softmax.defjvp
-def _(axes, apart, primals, tangents):
-    (x,), dx = primals, wide(*tangents)
-    p = softmax(x, axes, apart)
+def _(axes, primals, tangents):
+    (x, known), dx = primals, wide(tangents[0])
+    p = softmax(x, axes, known)
     return p, p * centred(x, p, dx, axes)
 
 
@@ -263,17 +264,17 @@ def _(axes, write, primals, tangents):
     return s, Partition(d_maximum, d_total, d_total, d_excess, d_written, d_gaps)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def log_normalizer(x: Array, axes: Axes, apart: bool = False) -> Array:
-    s = partition(x, axes, apart=apart)
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_normalizer(x: Array, axes: Axes, known: Partition | None = None) -> Array:
+    s = known or partition(x, axes)
     return without(s.maximum + s.excess, axes)
 
 
 @log_normalizer.defjvp
-def _(axes, apart, primals, tangents):
-    (x,), dx = primals, wide(*tangents)
-    change = total_over(products(dx, softmax(x, axes, apart)), axes)
-    return log_normalizer(x, axes, apart), without(change, axes)
+def _(axes, primals, tangents):
+    (x, known), dx = primals, wide(tangents[0])
+    change = total_over(products(dx, softmax(x, axes, known)), axes)
+    return log_normalizer(x, axes, known), without(change, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -334,9 +335,9 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
+def entropy(x: Array, axes: Axes, known: Partition | None = None) -> tuple[Array, Array]:
     """Return H and its gradient p_j (mean_p(x) - x_j)."""
-    s = partition(x, axes)
+    s = known or partition(x, axes)
     gap_mean = mean_gap(x, s, axes)
     gap, weight = weights(x, s.maximum)
     return without(s.excess + gap_mean, axes), weight * ((gap - gap_mean) / s.total)
@@ -344,9 +345,9 @@ def entropy(x: Array, axes: Axes) -> tuple[Array, Array]:
 
 @entropy.defjvp
 def _(axes, primals, tangents):
-    (x,), dx = primals, wide(*tangents)
-    h, gradient = entropy(x, axes)
-    p = softmax(x, axes)
+    (x, known), dx = primals, wide(tangents[0])
+    h, gradient = entropy(x, axes, known)
+    p = softmax(x, axes, known)
     dx_centred = centred(x, p, dx, axes)
     dh = total_over(products(dx, gradient), axes)
     return (h, gradient), (without(dh, axes), gradient * dx_centred - p * (dx_centred + dh))

@@ -157,22 +157,22 @@ def _even_gap(x: Array, maximum: Array, axes: Axes) -> tuple[Array, Array]:
     return mean, share
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
 def class_surprisal(
     x: Array,
     labels: Array,
     keep: Array | None,
     smoothing: Array | None,
     axes: Axes,
-    apart: bool,
+    known: Partition | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Return the surprisal of one class per example and its gradient; NaN for a bad label.
 
     Where `keep` is False both are 0, whatever the logits and the label are. With `smoothing` that
     share of the surprisal is the mean of all classes that exist; the third result is the derivative
-    over it. For `apart` see `partition`.
+    over it.
     """
-    s = partition(x, axes, apart=apart)
+    s = known or partition(x, axes)
     (axis,) = positions_of(axes)
     value, exists, chosen = at_class(x, jnp.expand_dims(labels, axis), axes)
     bad = ~exists if keep is None else ~exists & jnp.expand_dims(keep, axis)
@@ -203,10 +203,10 @@ def class_surprisal(
 
 
 @partial(class_surprisal.defjvp, symbolic_zeros=True)
-def _(axes, apart, primals, tangents):
-    x, labels, keep, smoothing = primals
-    dx, *_, d_smoothing = tangents
-    value, gradient, slope = primals_out = class_surprisal(x, labels, keep, smoothing, axes, apart)
+def _(axes, primals, tangents):
+    x, labels, keep, smoothing, known = primals
+    dx, _, _, d_smoothing, _ = tangents
+    value, gradient, slope = primals_out = class_surprisal(x, labels, keep, smoothing, axes, known)
     (axis,) = positions_of(axes)
 
     def kept(change: Array) -> Array:
@@ -221,7 +221,7 @@ def _(axes, apart, primals, tangents):
     d_value, d_gradient, d_slope = [], [], []
     if _given(dx)[0]:
         dx = wide(dx)
-        p = softmax(x, axes)
+        p = softmax(x, axes, known)
         d_value.append(without(total_over(products(dx, gradient), axes), axes))
         d_gradient.append(kept(p * centred(x, p, dx, axes)))
         if smoothing is not None:

@@ -2,8 +2,9 @@
 
 The logits of all tokens never exist. What is asked for decides how often those of a chunk are made:
 
-- `per_token` gives one value per token. To differentiate it, each chunk is computed again: four
-  products of the size of the logits for a value and all gradients.
+- `per_token` gives one value per token. In reverse mode the logits of each chunk are made again,
+  but not what the loss `knows` of them: four products of the size of the logits for a value and all
+  gradients.
 - `weighted_total` gives one number, whose gradients are formed while the logits of a chunk are
   there: three products, as many as a layer without any loss after it needs.
 
@@ -24,6 +25,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxce import _axes
 from jaxce._numerics import wide_dtype
 from jaxce.losses._cuts import Strides, Windows
+from jaxce.losses._linear_map import linear_map
 
 # Each part of a kernel's gradient is added in its turn: beside the gradient no second one is alive.
 _PARTS = 4
@@ -40,7 +42,9 @@ class Head(NamedTuple):
 class Plan(NamedTuple):
     """What is known before any number is."""
 
-    loss: Callable[[tuple[Array, ...], Any, Any], Any]  # (logits, tokens, shared) -> per token
+    # (logits, tokens, shared, known) -> (values, what is now known), both per token. What is known
+    # is None at first; a loss that knows it already makes no sums over the classes.
+    loss: Callable[..., tuple[Any, Any]]
     chunk: int  # tokens whose logits are alive at a time
     spread: bool  # whether the tokens may be spread over devices
     class_axis: int  # of the kernels: 0 or 1
@@ -53,51 +57,78 @@ def _dot(a: Array, b: Array, over: tuple[int, int], dtype: jnp.dtype) -> Array:
     return lax.dot_general(a, b, dims, preferred_element_type=dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(class_axis: int, x: Array, kernel: Array, summed: Array) -> Array:
-    """Return x @ kernel; `summed` is the kernel once more, in the dtype of its gradient."""
-    return _dot(x, kernel, (1, 1 - class_axis), wide_dtype(x.dtype))
-
-
-@_product.defjvp
-def _(class_axis, primals, tangents):
-    (x, kernel, summed), (dx, _, d_summed) = primals, tangents
-    over = (1, 1 - class_axis)
-    y = _product(class_axis, x, kernel, summed)
-    # Transposed, the first product takes the gradient of the logits in the narrow dtype of the
-    # inputs and the second in the wide one of the sum.
-    from_x = _dot(dx, kernel, over, x.dtype).astype(y.dtype)
-    return y, from_x + _dot(x.astype(summed.dtype), d_summed, over, summed.dtype).astype(y.dtype)
-
-
-def _logits(plan: Plan, x: Array, kernel: Array, summed: Array, bias: Array | None) -> Array:
-    y = _product(plan.class_axis, x, kernel, summed)
+def _logits(plan: Plan, x: Array, kernel: Array, bias: Array | None) -> Array:
+    y = _dot(x, kernel, (1, 1 - plan.class_axis), wide_dtype(x.dtype))
     return y if bias is None else y + bias.astype(y.dtype).reshape(1, -1)
+
+
+def _cut(plan: Plan, heads: tuple[Head, ...]) -> Strides | Windows:
+    # Chunks are read out of the inputs where they lie, and their gradients written likewise.
+    return (Strides if plan.spread else Windows)(heads[0].inputs.shape[0], plan.chunk)
 
 
 def per_token(plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any) -> Any:
     """Return plan.loss for every token, a pytree of arrays [tokens]."""
+    return _values_and_known(plan, heads, shared, tokens)[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _values_and_known(
+    plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any
+) -> tuple[Any, Any]:
+    return _values(plan, heads, shared, tokens)
+
+
+@partial(_values_and_known.defjvp, symbolic_zeros=True)
+def _(plan, primals, tangents):
+    values, known = _values_and_known(plan, *primals)
+    given = _moving(tangents[:2])
+    wanted = tuple(i for i, _ in given)
+
+    def along(operands: Any, moved: list[Array]) -> Any:
+        """Return how the values move with the wanted leaves."""
+        (heads, shared, tokens), known = operands
+        leaves, structure = jax.tree.flatten((heads, shared))
+
+        def values_of(some: list[Array]) -> Any:
+            new = dict(zip(wanted, some, strict=True))
+            heads, shared = structure.unflatten([new.get(i, x) for i, x in enumerate(leaves)])
+            return _values(plan, heads, shared, tokens, known)[0]
+
+        return jax.jvp(values_of, ([leaves[i] for i in wanted],), (moved,))[1]
+
+    def against(operands: Any, cotangents: Any) -> list[Array]:
+        (heads, shared, tokens), known = operands
+        gradients = _sweep(plan, (heads, shared, tokens, cotangents), wanted, known)[1]
+        leaves = jax.tree.leaves((heads, shared))
+        return [_axes.gradient_of(leaves[i], g) for i, g in zip(wanted, gradients, strict=True)]
+
+    change = linear_map(along, against, (primals, known), [t for _, t in given])
+    return (values, known), (change, jax.tree.map(jnp.zeros_like, known))
+
+
+def _values(
+    plan: Plan, heads: tuple[Head, ...], shared: Any, tokens: Any, known: Any = None
+) -> tuple[Any, Any]:
     # Before the loop, so that gradients are summed over devices once and not in each turn.
     heads = _axes.varying(heads, _axes.varying_over((heads, tokens)))
     # Not over the classes: what all devices agree on stays known to be the same.
     shared, tokens = _axes.varying(
         (shared, tokens), _axes.varying_over((heads, tokens)) - {*plan.names}
     )
-    summed = [head.kernel.astype(plan.dtype) for head in heads]
+
+    cut = _cut(plan, heads)
+    views = jax.tree.map(cut.view, ([head.inputs for head in heads], tokens, known))
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def chunk(inputs_and_tokens: Any) -> Any:
-        inputs, own = inputs_and_tokens
+    def chunk(index: Array) -> Any:
+        inputs, own, own_known = jax.tree.map(lambda x: cut.read(x, index), views)
         logits = tuple(
-            _logits(plan, x, head.kernel, wide, head.bias)
-            for x, head, wide in zip(inputs, heads, summed, strict=True)
+            _logits(plan, x, head.kernel, head.bias) for x, head in zip(inputs, heads, strict=True)
         )
-        return plan.loss(logits, own, shared)
+        return plan.loss(logits, own, shared, own_known)
 
-    inputs = tuple(head.inputs for head in heads)
-    cut = Strides(inputs[0].shape[0], plan.chunk)
-    chunks = jax.tree.map(lambda x: jnp.moveaxis(cut.view(x), 1, 0), (inputs, tokens))
-    return jax.tree.map(cut.in_order, lax.map(chunk, chunks))
+    return jax.tree.map(cut.in_order, lax.map(chunk, jnp.arange(cut.chunks)))
 
 
 def _total(values: Array, weights: Array) -> Array:
@@ -116,7 +147,7 @@ def weighted_total(
 def _(plan, primals, tangents):
     weights = primals[-1]
     *moving, _, d_weights = tangents
-    given = [(i, t) for i, t in enumerate(_leaves(moving)) if not isinstance(t, SymbolicZero)]
+    given = _moving(moving)
     values, gradients = _with_gradients(plan, primals, tuple(i for i, _ in given))
     total = _total(values, weights)
     change = jnp.zeros_like(total)
@@ -134,14 +165,20 @@ def _(plan, primals, tangents):
     return total, change
 
 
-def _leaves(tree: Any) -> list[Any]:
-    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, SymbolicZero))
+def _moving(tangents: Any) -> list[tuple[int, Array]]:
+    """Return the tangents that there are, each with the number of its leaf."""
+    leaves = jax.tree.leaves(tangents, is_leaf=lambda x: isinstance(x, SymbolicZero))
+    return [(i, t) for i, t in enumerate(leaves) if not isinstance(t, SymbolicZero)]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 2))
 def _with_gradients(
     plan: Plan, operands: tuple[Any, ...], wanted: tuple[int, ...]
 ) -> tuple[Array, list[Array]]:
+    heads, *_, weights = operands
+    if plan.names and not _axes.varying_over(heads):
+        # shard_map(check_vma=False): psum is its own transpose, and sums the share of all devices.
+        operands = (*operands[:-1], weights / lax.axis_size(plan.names))
     return _sweep(plan, operands, wanted)
 
 
@@ -149,34 +186,30 @@ def _with_gradients(
 def _(plan, wanted, primals, tangents):
     # The derivative that JAX would take anyway. Without a rule of its own the loop would lose the
     # rules of the functions inside it where this is differentiated in reverse (JAX 0.10).
-    return jax.jvp(lambda operands: _sweep(plan, operands, wanted), primals, tangents)
+    return jax.jvp(lambda operands: _with_gradients.fun(plan, operands, wanted), primals, tangents)
 
 
 def _sweep(
-    plan: Plan, operands: tuple[Any, ...], wanted: tuple[int, ...]
-) -> tuple[Array, list[Array]]:
+    plan: Plan, operands: tuple[Any, ...], wanted: tuple[int, ...], known: Any = None
+) -> tuple[Any, list[Array]]:
     """Return the values, and the gradients of their weighted sum for the wanted leaves.
 
-    The leaves are those of (heads, shared). On a mesh the gradients are this device's share.
+    The leaves are those of (heads, shared); values and weights are alike. On a mesh the gradients
+    are this device's share.
     """
     heads, shared, tokens, weights = operands
     leaves, structure = jax.tree.flatten((heads, shared))
     is_wanted = jax.tree.unflatten(structure, [i in wanted for i in range(len(leaves))])
-    share = weights
-    if plan.names and not _axes.varying_over(heads):
-        # shard_map(check_vma=False): psum is its own transpose, and sums the share of all devices.
-        share = weights / lax.axis_size(plan.names)
 
     def zeros(x: Array | None, wants: bool, dtype: Any) -> Array | None:
         return jnp.zeros_like(x, dtype=dtype) if wants and x is not None else None
 
-    # Chunks are read out of the inputs where they lie, and their gradients written likewise.
-    cut = (Strides if plan.spread else Windows)(weights.shape[0], plan.chunk)
+    cut = _cut(plan, heads)
     varying = _axes.varying_over((heads, tokens, weights))
     agreed = varying - {*plan.names}
     shared = _axes.varying(shared, agreed)
     inputs = [_axes.varying(cut.view(head.inputs), varying) for head in heads]
-    tokens, share = _axes.varying(jax.tree.map(cut.view, (tokens, share)), agreed)
+    tokens, weights, known = _axes.varying(jax.tree.map(cut.view, (tokens, weights, known)), agreed)
     start = (
         [
             Head(
@@ -191,18 +224,21 @@ def _sweep(
     start = _axes.varying(start[0], varying), _axes.varying(start[1], agreed)
 
     def step(sums: Any, index: Array) -> Any:
-        own_inputs, own, own_weights = jax.tree.map(
-            lambda x: cut.read(x, index), (inputs, tokens, share)
+        own_inputs, own, own_weights, own_known = jax.tree.map(
+            lambda x: cut.read(x, index), (inputs, tokens, weights, known)
         )
-        own_weights = cut.counted_once(own_weights, index)
         logits = tuple(
-            _logits(plan, x, head.kernel, head.kernel, head.bias)
+            _logits(plan, x, head.kernel, head.bias)
             for x, head in zip(own_inputs, heads, strict=True)
         )
         values, pull = jax.vjp(
-            lambda logits, shared: plan.loss(logits, own, shared), logits, shared
+            lambda logits, shared: plan.loss(logits, own, shared, own_known)[0], logits, shared
         )
-        over_logits, over_shared = pull(own_weights.astype(values.dtype))
+        over_logits, over_shared = pull(
+            jax.tree.map(
+                lambda w, v: cut.counted_once(w, index).astype(v.dtype), own_weights, values
+            )
+        )
         head_sums, shared_sums = sums
         head_sums = [
             _plus_gradients(plan, total, x, head.kernel, g, partial(cut.write, index=index))
@@ -218,7 +254,7 @@ def _sweep(
         total._replace(inputs=None if total.inputs is None else cut.joined(total.inputs))
         for total in head_sums
     )
-    return cut.in_order(values), jax.tree.leaves((gradients, shared_sums))
+    return jax.tree.map(cut.in_order, values), jax.tree.leaves((gradients, shared_sums))
 
 
 def _is_none(x: Any) -> bool:

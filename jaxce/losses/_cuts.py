@@ -9,17 +9,21 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 
+def _count(tokens: int, chunk: int) -> int:
+    return -(-tokens // chunk) if tokens else 1  # one without tokens
+
+
 class Strides:
     """Chunks of tokens from all over the batch, so that they stay spread over devices as it is."""
 
     def __init__(self, tokens: int, chunk: int):
-        self.tokens, self.chunk, self.chunks = tokens, chunk, -(-tokens // chunk)
+        self.tokens, self.chunk, self.chunks = tokens, chunk, _count(tokens, chunk)
+        self._missing = chunk * self.chunks - tokens
 
     def view(self, x: Array) -> Array:
-        """Reshape [tokens, ...] to [chunk, chunks, ...], with zeros after the last token."""
-        missing = self.chunk * self.chunks - self.tokens
-        if missing:
-            x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+        """Reshape [tokens, ...] to [chunk, chunks, ...], filled up with the last token."""
+        if self._missing:
+            x = jnp.pad(x, [(0, self._missing)] + [(0, 0)] * (x.ndim - 1), mode="edge")
         return x.reshape(self.chunk, self.chunks, *x.shape[1:])
 
     def read(self, view: Array, index: Array) -> Array:
@@ -31,8 +35,10 @@ class Strides:
         return lax.dynamic_update_index_in_dim(view, own, index, 1)
 
     def counted_once(self, weights: Array, index: Array) -> Array:
-        """Return the weights of a chunk, 0 for tokens that a later one has as well."""
-        return weights
+        """Return the weights of a chunk, 0 for what fills it up."""
+        if not self._missing:
+            return weights
+        return jnp.where(jnp.arange(self.chunk) * self.chunks + index < self.tokens, weights, 0)
 
     def joined(self, view: Array) -> Array:
         """Undo `view`."""
@@ -40,7 +46,7 @@ class Strides:
         return x if x.shape[0] == self.tokens else x[: self.tokens]
 
     def in_order(self, values: Array) -> Array:
-        """Return one number per token, given those of chunk after chunk, [chunks, chunk]."""
+        """Return what there is of each token, given that of chunk after chunk, [chunks, chunk]."""
         return self.joined(jnp.moveaxis(values, 0, 1))
 
 
@@ -51,7 +57,7 @@ class Windows:
     """
 
     def __init__(self, tokens: int, chunk: int):
-        self.chunk, self.chunks = chunk, -(-tokens // chunk)
+        self.chunk, self.chunks = chunk, _count(tokens, chunk)
         self._own_of_first = tokens - chunk * (self.chunks - 1)
 
     def _start(self, index: Array) -> Array:
@@ -80,6 +86,6 @@ class Windows:
         return view
 
     def in_order(self, values: Array) -> Array:
-        """Return one number per token, given those of chunk after chunk, [chunks, chunk]."""
-        flat = values.ravel()
+        """Return what there is of each token, given that of chunk after chunk, [chunks, chunk]."""
+        flat = values.reshape(-1, *values.shape[2:])
         return jnp.concatenate([flat[: self._own_of_first], flat[self.chunk :]])

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxce import _checks, _softmax
+from jaxce import _axes, _checks, _softmax
 from jaxce._jit import jit_measure
+from jaxce._softmax import Partition
 from jaxce.losses import _chunks, _linear_layer
 from jaxce.losses._divergences import distillation_loss
 from jaxce.losses._focal import soft_cap as capped
@@ -42,9 +44,28 @@ class _Chunk(NamedTuple):
     tokens: Tokens
     shared: dict[str, Array]  # numbers that all tokens share
     names: tuple[str, ...]  # mesh axes that the classes are spread over
+    known: Partition | None  # of the logits, if it is known
+
+    def partition(self) -> Partition:
+        if self.known is not None:
+            return self.known
+        x = lax.stop_gradient(self.logits[0])
+        # Apart: the gradient takes the place of the logits.
+        return _softmax.partition(x, (1, *self.names), apart=True)
 
     def over_kept(self, value: Array) -> Array:
         return value if self.tokens.keep is None else jnp.where(self.tokens.keep, value, 0)
+
+
+@jax.custom_jvp
+def _written_cap(x: Array, cap: Array) -> Array:
+    # Written out once: what is made of it would keep the hyperbolic tangent as well.
+    return _axes.own_pass(lambda: capped(x, cap), lambda: x)
+
+
+@_written_cap.defjvp
+def _(primals, tangents):
+    return _written_cap(*primals), jax.jvp(capped, primals, tangents)[1]
 
 
 def _of_chunk(
@@ -53,12 +74,13 @@ def _of_chunk(
     logits: tuple[Array, ...],
     tokens: Tokens,
     shared: dict[str, Array],
+    known: Any = None,
     *,
     names: tuple[str, ...],
 ) -> Any:
     """Cap the logits of a chunk, give probability 0 to columns that are padding, take the loss."""
     if "soft_cap" in shared:
-        logits = tuple(capped(x, shared["soft_cap"]) for x in logits)
+        logits = tuple(_written_cap(x, shared["soft_cap"]) for x in logits)
     if classes is not None:
         columns = logits[0].shape[1]
         column = lax.broadcasted_iota(jnp.int32, (1, columns), 1)
@@ -68,10 +90,10 @@ def _of_chunk(
         if tokens.labels is not None:  # a label of a padding column is a bad label
             labels = jnp.where(tokens.labels < classes, tokens.labels, -1)
             tokens = tokens._replace(labels=labels)
-    return loss(_Chunk(logits, tokens, shared, names))
+    return loss(_Chunk(logits, tokens, shared, names, known))
 
 
-def _nll(chunk: _Chunk) -> Array:
+def _nll(chunk: _Chunk, s: Partition) -> Array:
     return integer_loss(
         chunk.logits[0],
         cast(Array, chunk.tokens.labels),
@@ -81,36 +103,39 @@ def _nll(chunk: _Chunk) -> Array:
         None,
         axis=-1,
         axis_name=chunk.names or None,
-        apart=True,  # the gradient takes the place of the logits
+        known=s,
     )
 
 
-def _cross_entropy(chunk: _Chunk) -> Array:
-    loss = _nll(chunk)
+def _cross_entropy(chunk: _Chunk) -> tuple[Array, Partition]:
+    s = chunk.partition()
+    loss = _nll(chunk, s)
     if "z_loss" in chunk.shared:
-        z = jnp.square(_softmax.log_normalizer(chunk.logits[0], (1, *chunk.names), apart=True))
+        z = jnp.square(_softmax.log_normalizer(chunk.logits[0], (1, *chunk.names), s))
         loss = loss + chunk.shared["z_loss"] * chunk.over_kept(z)
-    return loss
+    return loss, s
 
 
-def _statistics(chunk: _Chunk) -> LinearStatistics:
-    (x,), axes = chunk.logits, (1, *chunk.names)
-    return LinearStatistics(
-        _nll(chunk),
-        chunk.over_kept(_softmax.log_normalizer(x, axes, apart=True)),
-        chunk.over_kept(_softmax.entropy(x, axes)[0]),
+def _statistics(chunk: _Chunk) -> tuple[LinearStatistics, Partition]:
+    (x,), axes, s = chunk.logits, (1, *chunk.names), chunk.partition()
+    statistics = LinearStatistics(
+        _nll(chunk, s),
+        chunk.over_kept(_softmax.log_normalizer(x, axes, s)),
+        chunk.over_kept(_softmax.entropy(x, axes, s)[0]),
     )
+    return statistics, s
 
 
-def _divergence(chunk: _Chunk) -> Array:
+def _divergence(chunk: _Chunk) -> tuple[Array, None]:
     student, teacher = chunk.logits
-    return distillation_loss(
+    loss = distillation_loss(
         student,
         teacher,
         temperature=chunk.shared["temperature"],
         where=chunk.tokens.keep,
         axis_name=chunk.names or None,
     )
+    return loss, None
 
 
 def _given(dtype: DTypeLike, **scalars: ArrayLike | None) -> dict[str, Array]:
@@ -200,7 +225,7 @@ def linear_softmax_cross_entropy(
         num_classes: Number of classes, if the kernel is padded to more: what comes after them has
             probability 0. The padding must be finite.
         chunk_size: Tokens whose logits are alive at a time. None chooses about 28 MB of float32
-            logits on a CPU, 16 MB for one loss per token, and 512 MB elsewhere; at least 64 tokens.
+            logits on a CPU and 512 MB elsewhere, half the tokens with `soft_cap`; at least 64.
         gradient_dtype: In which the kernel's gradient is summed over chunks; None for float32 (or
             float64).
         axis_name: Inside `shard_map`, the mesh axis that the classes are spread over. Labels and

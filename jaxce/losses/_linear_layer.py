@@ -110,16 +110,15 @@ def weights_of(
     return w if keep is None else jnp.where(keep, w, 0)
 
 
-def _chunk_size(tokens: int, classes: int, *, with_gradients: bool, spread: bool) -> int:
+def _chunk_size(tokens: int, classes: int, *, spread: bool) -> int:
     """Return how many tokens to take at a time: few enough, evenly divided if that matters."""
-    # Near a CPU 16 MB of logits stay with what is made of them. A kernel's gradient that is added
-    # to after every chunk wants fewer and larger ones. An accelerator wants large products.
-    on_cpu = 7 * 2**20 if with_gradients else 2**22
-    elements = on_cpu if jax.default_backend() == "cpu" else 2**27
+    # Near a CPU 28 MB of logits stay with what is made of them; a kernel's gradient, which is added
+    # to after every chunk, wants few and large ones. An accelerator wants large products.
+    elements = 7 * 2**20 if jax.default_backend() == "cpu" else 2**27
     most = max(round(elements / max(classes, 1) / 32), 2) * 32
     least = max(-(-tokens // most), 1)
     # An even division needs no padding, and leaves tokens where they are spread over devices.
-    most_chunks = 2 * least if spread or not with_gradients else least
+    most_chunks = 2 * least if spread else least
     count = next((n for n in range(least, most_chunks) if tokens % n == 0), least)
     return -(-tokens // count)
 
@@ -137,15 +136,15 @@ def _local(
     *shape, _ = heads[0].inputs.shape
     kernel = heads[0].kernel
     count = jnp.size(heads[0].inputs[..., 0])
-    classes = len(heads) * kernel.shape[layout.class_axis]  # the logits of all layers are alive
+    # The logits of all layers are alive, and capped ones beside those that they are made of.
+    alive = len(heads) * (1 + ("soft_cap" in shared))
+    classes = alive * kernel.shape[layout.class_axis]
     spread_tokens = jax.device_count() > 1
-    chunk = layout.chunk_size or _chunk_size(
-        count, classes, with_gradients=weights is not None, spread=spread_tokens
-    )
+    chunk = layout.chunk_size or _chunk_size(count, classes, spread=spread_tokens)
     dtype = layout.gradient_dtype or _checks.floating("kernel", kernel[:0]).dtype
     plan = _chunks.Plan(
         partial(loss, names=layout.names),
-        max(min(chunk, count), 1),
+        min(chunk, count),
         spread_tokens,
         layout.class_axis,
         layout.names,

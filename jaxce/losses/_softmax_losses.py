@@ -14,6 +14,7 @@ from jaxce._axes import total_over
 from jaxce._categorical_logits import finished, prepared
 from jaxce._jit import jit_measure
 from jaxce._numerics import wide
+from jaxce._softmax import Partition
 from jaxce.losses._reduction import AxisName, mesh_axes
 
 Axis = int | tuple[int, ...] | None
@@ -258,7 +259,7 @@ def _flattened(x: Array, axis: tuple[int, ...]) -> Array:
     return moved.reshape(*moved.shape[: x.ndim - len(axis)], -1)
 
 
-@jit_measure("axis", "axis_name", "apart")
+@jit_measure("axis", "axis_name")
 def integer_loss(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -269,9 +270,9 @@ def integer_loss(
     *,
     axis: int | tuple[int, ...],
     axis_name: AxisName,
-    apart: bool = False,
+    known: Partition | None = None,
 ) -> Array:
-    """Return the loss of class indices; for `apart` see `_softmax.partition`."""
+    """Return the loss of class indices; `known` is the partition of the logits as they are."""
     _checks.order("logits", logits, "labels", labels, "In jaxce.losses predictions come first.")
     # Smoothed and weighted, two functions have a gradient over the logits: their sum is rounded.
     twice = smoothing is not None and class_weights is not None
@@ -308,7 +309,7 @@ def integer_loss(
         smoothing = jnp.asarray(smoothing, wide(x).dtype)
         smoothing = jnp.broadcast_to(smoothing, labels.shape if smoothing.ndim else ())
     loss = _softmax_cross_entropy.class_surprisal(
-        x, labels, keep, None if twice else smoothing, axes, apart
+        x, labels, keep, None if twice else smoothing, axes, known
     )[0]
     if class_weights is not None:
         weights = _weights(class_weights, x, class_axis)
