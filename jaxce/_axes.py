@@ -5,7 +5,7 @@ spread over. A reduction keeps the positions with length 1; `without` drops them
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, TypeVar
 
 import jax
@@ -162,13 +162,17 @@ def sum_of(
     return lax.platform_dependent(cpu=in_pieces, default=whole)
 
 
-def count_of(condition: Callable[[Array, Array], Array], x: Array) -> Array:
-    """Count the classes, along the last axis, for which condition(x, index) is True."""
-    last, size = x.ndim - 1, x.shape[-1]
+def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -> Array:
+    """Count the classes for which condition(x, index) is True; they are along one axis."""
+    (last,) = positions_of(axes)
+    size = x.shape[last]
+    if few := each_of_few(x, axes):
+        each = [condition(a, jnp.full_like(a, j, jnp.int32)) for j, a in enumerate(few)]
+        return reduce(jnp.add, [holds.astype(jnp.int8) for holds in each]).astype(jnp.float32)
 
     def whole() -> Array:
         holds = condition(x, class_index(x, last, jnp.dtype("int32")))
-        return total_over(holds.astype(jnp.float32), (last,))
+        return total_over(holds.astype(jnp.float32), axes)
 
     # A length that suits the vectors, so that the last piece may begin before the one ahead of it
     # ends: what both have counts once.
@@ -187,8 +191,8 @@ def count_of(condition: Callable[[Array, Array], Array], x: Array) -> Array:
     def in_pieces() -> Array:
         # XLA:CPU vectorizes no comparison inside a sum, but one that is written out. Writing is
         # dear: up to 16 pieces of the row are added up first.
-        counts = own_pass(pieces, lambda: jnp.zeros_like(x[..., :length], jnp.int8))
-        return sum_of_values(counts.astype(jnp.float32), (last,))
+        counts = own_pass(pieces, partial(piece, 0))
+        return sum_of_values(counts.astype(jnp.float32), axes)
 
     return lax.platform_dependent(cpu=in_pieces, default=whole)
 

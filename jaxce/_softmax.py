@@ -150,13 +150,18 @@ def _plain_weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     return gap, jnp.exp(-gap)
 
 
-def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
+def _sums_of_few(x: Array, written: Array | None, axes: Axes) -> tuple[Array, Array, Array, Array]:
     """Maximum, both sums and that of the gaps: loops over the examples, without the axis."""
 
+    def each_of(x: Array) -> list[Array]:
+        return [without(column, axes) for column in each_of_few(x, axes)]
+
     def sums(*, exact: bool) -> tuple[Array, Array, Array, Array]:
-        columns = [without(column, axes) for column in each_of_few(x, axes)]
+        columns = each_of(x)
         maximum = reduce(jnp.maximum, columns)
         each = [(weights if exact else _plain_weights)(c, maximum) for c in columns]
+        if written is not None and not exact:
+            each = [(gap, w) for (gap, _), w in zip(each, each_of(written), strict=True)]
         total = reduce(jnp.add, [weight for _, weight in each])
         others = reduce(jnp.add, [_unless_1(weight) for _, weight in each])
         # No product is negative: the absolute value does what `products` does, in one operation.
@@ -164,7 +169,7 @@ def _sums_of_few(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
 
     def on_cpu() -> tuple[Array, Array, Array, Array]:
         def like() -> tuple[Array, Array, Array, Array]:
-            one = without(each_of_few(x, axes)[0], axes)
+            one = each_of(x)[0]
             return one, one, one, one
 
         _, total, others, _ = quick = own_pass(partial(sums, exact=False), like)
@@ -186,13 +191,13 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
             over the logits: a tenth slower of logits in memory, but in less of it.
     """
     written = gaps = None
+    top = wide(max_over(x, axes))
+    if write:
+        written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
     if each_of_few(x, axes) and not names_of(axes):
-        maximum, total, others, gaps = _sums_of_few(wide(x), axes)
+        maximum, total, others, gaps = _sums_of_few(wide(x), written, axes)
         gaps = with_axes(gaps, axes)
     else:
-        top = wide(max_over(x, axes))
-        if write:
-            written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
         sums = _sums(x, top, written, axes, apart=apart)
         maximum, total, others = (without(part, axes) for part in (top, *sums))
     # Where one class has most of the probability, log(total) has lost the digits of the others:

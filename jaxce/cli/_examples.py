@@ -59,8 +59,9 @@ class Examples:
         """Return rows [first, last) of all but the logits; a label that is no class becomes -1."""
         found = {name: column.read(first, last) for name, column in self.others.items()}
         given = self.labels.read(first, last)
-        good = (given >= 0) & (given < self.classes)
-        found["labels"] = np.where(good, given, -1).astype(np.int32)
+        found["labels"] = given.astype(np.int32)
+        if given.size and not 0 <= given.min() <= given.max() < self.classes:
+            found["labels"][(given < 0) | (given >= self.classes)] = -1
         if "where" in found:
             found["where"] = found["where"].astype(bool)
         if self.ignore_index is not None:

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxce import _axes, _checks, _softmax, _softmax_cross_entropy, losses
-from jaxce._axes import count_of, own_pass, sum_of
+from jaxce._axes import count_of, each_of_few, own_pass, sum_of
 from jaxce._categorical_logits import prepared
 from jaxce._numerics import expm1, wide
 from jaxce.metrics._totals import Total
@@ -80,6 +80,16 @@ class Examples:
         return values if self.keep is None else jnp.where(self.keep, values, 0)
 
 
+def _class_by_class(x: Array) -> Array:
+    """Return x with its last axis first, and written so: of few classes each is read as it lies."""
+
+    # Not a transpose, which the compiler would leave to those who read it.
+    def classes() -> Array:
+        return jnp.stack([x[..., j] for j in range(x.shape[-1])])
+
+    return own_pass(classes, classes)
+
+
 class Batch(Examples):
     """Logits with labels. Every property has one number per example; those left out may be NaN."""
 
@@ -103,6 +113,7 @@ class Batch(Examples):
             else:
                 mask = _checks.mask(where, x.shape, "logits")
         x, left = prepared(x, mask, self._axes)
+        shape = x.shape[:-1]
         keep = keep if left is None else left
         self._labels = self._target = None
         self.bad_labels: Total = Total.empty()
@@ -115,12 +126,16 @@ class Batch(Examples):
         elif labels is not None:
             p, x = _checks.floating_pair("labels", labels, "logits", x, narrow=True)
             self._target = p if mask is None else jnp.where(mask, p, 0)
+        if x.ndim > 1 and each_of_few(x, self._axes):
+            x = _class_by_class(x)
+            self._target = None if self._target is None else _class_by_class(self._target)
+            self._axes = (0,)
         self._x = x
         # Not when first asked for: that may be inside a branch, which nothing leaves.
         at_hand = x.size * wide(x).dtype.itemsize <= _AT_HAND
         self._partition = _softmax.written_partition(x, self._axes, at_hand)
         self._bytes_given = bytes
-        super().__init__(x.shape[:-1], keep, weights)
+        super().__init__(shape, keep, weights)
 
     @property
     def bytes(self) -> Array:
@@ -133,10 +148,10 @@ class Batch(Examples):
     def _label(self) -> Array:
         """Class index; of a distribution its most probable class, the first of several."""
         if self._labels is not None:
-            return jnp.expand_dims(self._labels, -1)
+            return jnp.expand_dims(self._labels, self._axes)
         if self._target is None:
             raise TypeError("labels: expected class indices or distributions, got None.")
-        return jnp.argmax(self._target, -1, keepdims=True).astype(jnp.int32)
+        return jnp.argmax(self._target, self._axes[0], keepdims=True).astype(jnp.int32)
 
     @cached_property
     def _label_logit(self) -> Array:
@@ -162,7 +177,7 @@ class Batch(Examples):
         """In nats; an index stands for a certainty, whose entropy is 0."""
         if self._target is None:
             return self.cross_entropy
-        return losses.kl_divergence(self._x, self._target)
+        return losses.kl_divergence(self._x, self._target, axis=self._axes)
 
     @cached_property
     def entropy(self) -> Array:
@@ -193,7 +208,9 @@ class Batch(Examples):
         """
         logit, label = self._label_logit, self._label
         return count_of(
-            lambda x, index: (wide(x) > logit) | ((wide(x) == logit) & (index < label)), self._x
+            lambda x, index: (wide(x) > logit) | ((wide(x) == logit) & (index < label)),
+            self._x,
+            self._axes,
         )
 
     @cached_property
@@ -203,7 +220,9 @@ class Batch(Examples):
         first = (self._label_logit == s.maximum).astype(s.total.dtype)
 
         def by_index() -> Array:
-            earlier = count_of(lambda x, index: (wide(x) == s.maximum) & (index < label), x)
+            earlier = count_of(
+                lambda x, index: (wide(x) == s.maximum) & (index < label), x, self._axes
+            )
             return jnp.where(earlier == 0, first, 0)
 
         def on_cpu() -> Array:
@@ -214,7 +233,7 @@ class Batch(Examples):
 
     def correct(self, top_k: int) -> Array:
         """1 where the label is among the first classes, 0 where not, NaN where logits are NaN."""
-        if top_k == 1 and "rank" not in vars(self):
+        if top_k == 1 and "rank" not in vars(self) and not each_of_few(self._x, self._axes):
             first = self.is_first
         else:
             first = (self.rank < top_k).astype(self._partition.total.dtype)
