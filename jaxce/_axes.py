@@ -140,13 +140,27 @@ def sum_of(
     The arrays of rows have one shape; the numbers have the axes with length 1. XLA:CPU slows down
     by a factor of 4 to 25 where a row is longer than it likes: such rows are taken in pieces.
     """
+    return summing(compute, rows, numbers, axes)()
+
+
+def summing(
+    compute: Callable[..., Array], rows: tuple[Array, ...], numbers: tuple[Array, ...], axes: Axes
+) -> Callable[[], Array]:
+    """Return a function that does what `sum_of` does, for a pass of its own.
+
+    Few classes are parted here and not in that pass: what they were put together from is read.
+    """
+    few = [*zip(*(each_of_few(x, axes) for x in rows), strict=True)]
 
     def whole() -> Array:
+        if few:
+            total = reduce(jnp.add, [compute(*columns, *numbers) for columns in few])
+            return lax.psum(total, names_of(axes)) if names_of(axes) else total
         return sum_of_values(compute(*rows, *numbers), axes)
 
     pieces = _pieces(rows[0], axes)
     if pieces == 1:
-        return whole()
+        return whole
 
     def in_pieces() -> Array:
         *shape, size = rows[0].shape
@@ -159,7 +173,7 @@ def sum_of(
         )
         return total_over(parts[..., 0], axes)
 
-    return lax.platform_dependent(cpu=in_pieces, default=whole)
+    return lambda: lax.platform_dependent(cpu=in_pieces, default=whole)
 
 
 def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -> Array:
@@ -167,8 +181,12 @@ def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -
     (last,) = positions_of(axes)
     size = x.shape[last]
     if few := each_of_few(x, axes):
-        each = [condition(a, jnp.full_like(a, j, jnp.int32)) for j, a in enumerate(few)]
-        return reduce(jnp.add, [holds.astype(jnp.int8) for holds in each]).astype(jnp.float32)
+
+        def of_few() -> Array:
+            each = [condition(a, jnp.full_like(a, j, jnp.int32)) for j, a in enumerate(few)]
+            return reduce(jnp.add, [holds.astype(jnp.int8) for holds in each]).astype(jnp.float32)
+
+        return own_pass(of_few, lambda: jnp.zeros_like(few[0], jnp.float32))
 
     def whole() -> Array:
         holds = condition(x, class_index(x, last, jnp.dtype("int32")))

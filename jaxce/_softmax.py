@@ -30,8 +30,10 @@ from jaxce._axes import (
     max_over,
     names_of,
     own_pass,
+    positions_of,
     products,
     sum_of,
+    summing,
     total_over,
     with_axes,
     without,
@@ -102,13 +104,25 @@ def sum_of_weights(
     axes: Axes,
 ) -> Array:
     """Sum term(weight, *numbers) over the classes; the weights are exp(x - maximum)."""
+    return summing_weights(term, x, maximum, written, numbers, axes)()
+
+
+def summing_weights(
+    term: Callable[..., Array],
+    x: Array,
+    maximum: Array,
+    written: Array | None,
+    numbers: tuple[Array, ...],
+    axes: Axes,
+) -> Callable[[], Array]:
+    """Return a function that does so, for a pass of its own."""
     if written is not None:
-        return sum_of(term, (written,), numbers, axes)
+        return summing(term, (written,), numbers, axes)
 
     def of_logits(x: Array, maximum: Array, *numbers: Array) -> Array:
         return term(plain_weight(x, maximum), *numbers)
 
-    return sum_of(of_logits, (x,), (maximum, *numbers), axes)
+    return summing(of_logits, (x,), (maximum, *numbers), axes)
 
 
 def _sums(
@@ -150,18 +164,16 @@ def _plain_weights(x: Array, maximum: Array) -> tuple[Array, Array]:
     return gap, jnp.exp(-gap)
 
 
-def _sums_of_few(x: Array, written: Array | None, axes: Axes) -> tuple[Array, Array, Array, Array]:
-    """Maximum, both sums and that of the gaps: loops over the examples, without the axis."""
-
-    def each_of(x: Array) -> list[Array]:
-        return [without(column, axes) for column in each_of_few(x, axes)]
+def _sums_of_few(
+    columns: list[Array], written: list[Array] | None
+) -> tuple[Array, Array, Array, Array]:
+    """Maximum, both sums and that of the gaps: loops over the examples, for each class."""
 
     def sums(*, exact: bool) -> tuple[Array, Array, Array, Array]:
-        columns = each_of(x)
         maximum = reduce(jnp.maximum, columns)
         each = [(weights if exact else _plain_weights)(c, maximum) for c in columns]
-        if written is not None and not exact:
-            each = [(gap, w) for (gap, _), w in zip(each, each_of(written), strict=True)]
+        if written and not exact:
+            each = [(gap, w) for (gap, _), w in zip(each, written, strict=True)]
         total = reduce(jnp.add, [weight for _, weight in each])
         others = reduce(jnp.add, [_unless_1(weight) for _, weight in each])
         # No product is negative: the absolute value does what `products` does, in one operation.
@@ -169,7 +181,7 @@ def _sums_of_few(x: Array, written: Array | None, axes: Axes) -> tuple[Array, Ar
 
     def on_cpu() -> tuple[Array, Array, Array, Array]:
         def like() -> tuple[Array, Array, Array, Array]:
-            one = each_of(x)[0]
+            one = columns[0]
             return one, one, one, one
 
         _, total, others, _ = quick = own_pass(partial(sums, exact=False), like)
@@ -192,12 +204,17 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
     """
     written = gaps = None
     top = wide(max_over(x, axes))
-    if write:
-        written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
-    if each_of_few(x, axes) and not names_of(axes):
-        maximum, total, others, gaps = _sums_of_few(wide(x), written, axes)
+    if (few := each_of_few(x, axes)) and not names_of(axes):
+        columns, each = [without(wide(c), axes) for c in few], None
+        if write:
+            most = without(top, axes)
+            each = own_pass(lambda: [plain_weight(c, most) for c in columns], lambda: columns)
+            written = jnp.stack(each, positions_of(axes)[0])
+        maximum, total, others, gaps = _sums_of_few(columns, each)
         gaps = with_axes(gaps, axes)
     else:
+        if write:
+            written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
         sums = _sums(x, top, written, axes, apart=apart)
         maximum, total, others = (without(part, axes) for part in (top, *sums))
     # Where one class has most of the probability, log(total) has lost the digits of the others:

@@ -3,7 +3,7 @@
 As in `_softmax`, a function returns its value and the gradients that its derivative needs.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxce._axes import (
     Axes,
     class_index,
+    each_of_few,
     is_spread,
     max_over,
     min_over,
@@ -125,6 +126,9 @@ def at_class(x: Array, label: Array, axes: Axes) -> tuple[Array, Array, Array]:
     chosen = class_index(x, axis, label.dtype) == label
     if names or spread:  # an index into what is spread would gather it
         value = total_over(jnp.where(chosen, wide(x), 0), axes)
+    elif axis != x.ndim - 1 and (few := each_of_few(x, axes)):  # nor do they lie side by side
+        each = [jnp.where(label == j, wide(column), 0) for j, column in enumerate(few)]
+        value = reduce(jnp.add, each)
     else:
         label = jnp.where(exists, label, 0)
 

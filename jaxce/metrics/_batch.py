@@ -81,13 +81,17 @@ class Examples:
 
 
 def _class_by_class(x: Array) -> Array:
-    """Return x with its last axis first, and written so: of few classes each is read as it lies."""
+    """Return x with its last axis first, and written so: of few classes each is read as it lies.
+
+    It is put together of classes that are arrays of their own; who reads one after another makes
+    no copy of them all.
+    """
 
     # Not a transpose, which the compiler would leave to those who read it.
-    def classes() -> Array:
-        return jnp.stack([x[..., j] for j in range(x.shape[-1])])
+    def classes() -> list[Array]:
+        return [x[..., j] for j in range(x.shape[-1])]
 
-    return own_pass(classes, classes)
+    return jnp.stack(own_pass(classes, classes))
 
 
 class Batch(Examples):
@@ -260,7 +264,7 @@ class Batch(Examples):
         def square(w: Array, least: Array) -> Array:
             return jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least))
 
-        of_all = partial(_softmax.sum_of_weights, square, x, s.maximum, s.written, (least,), axes)
+        of_all = _softmax.summing_weights(square, x, s.maximum, s.written, (least,), axes)
         squares = own_pass(of_all, lambda: s.total)
         rest = squares - jnp.where(likely, 0, jnp.square(weight))
         missed = expm1(-self._surprisal)
