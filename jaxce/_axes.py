@@ -98,6 +98,18 @@ def each_of_few(x: Array, axes: Axes) -> list[Array]:
     return [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
 
 
+def parted(x: Array, axes: Axes) -> Callable[[], list[Array]]:
+    """Return a function that gives x class by class, if it is one for that.
+
+    Within a row the classes are parted by the pass that reads them; else before it, so that of
+    arrays that x was put together from no copy is made.
+    """
+    if positions_of(axes) == (x.ndim - 1,):
+        return lambda: each_of_few(x, axes)
+    few = each_of_few(x, axes)
+    return lambda: few
+
+
 def products(a: Array, b: Array) -> Array:
     """Return a * b for a sum of them; a is finite.
 
@@ -146,14 +158,11 @@ def sum_of(
 def summing(
     compute: Callable[..., Array], rows: tuple[Array, ...], numbers: tuple[Array, ...], axes: Axes
 ) -> Callable[[], Array]:
-    """Return a function that does what `sum_of` does, for a pass of its own.
-
-    Few classes are parted here and not in that pass: what they were put together from is read.
-    """
-    few = [*zip(*(each_of_few(x, axes) for x in rows), strict=True)]
+    """Return a function that does what `sum_of` does, for a pass of its own."""
+    parts = [parted(x, axes) for x in rows]
 
     def whole() -> Array:
-        if few:
+        if few := [*zip(*(part() for part in parts), strict=True)]:
             total = reduce(jnp.add, [compute(*columns, *numbers) for columns in few])
             return lax.psum(total, names_of(axes)) if names_of(axes) else total
         return sum_of_values(compute(*rows, *numbers), axes)
@@ -180,10 +189,11 @@ def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -
     """Count the classes for which condition(x, index) is True; they are along one axis."""
     (last,) = positions_of(axes)
     size = x.shape[last]
-    if few := each_of_few(x, axes):
+    parts = parted(x, axes)
+    if few := parts():
 
         def of_few() -> Array:
-            each = [condition(a, jnp.full_like(a, j, jnp.int32)) for j, a in enumerate(few)]
+            each = [condition(a, jnp.full_like(a, j, jnp.int32)) for j, a in enumerate(parts())]
             return reduce(jnp.add, [holds.astype(jnp.int8) for holds in each]).astype(jnp.float32)
 
         return own_pass(of_few, lambda: jnp.zeros_like(few[0], jnp.float32))

@@ -30,6 +30,7 @@ from jaxce._axes import (
     max_over,
     names_of,
     own_pass,
+    parted,
     positions_of,
     products,
     sum_of,
@@ -165,11 +166,12 @@ def _plain_weights(x: Array, maximum: Array) -> tuple[Array, Array]:
 
 
 def _sums_of_few(
-    columns: list[Array], written: list[Array] | None
+    parts: Callable[[], list[Array]], written: list[Array] | None
 ) -> tuple[Array, Array, Array, Array]:
     """Maximum, both sums and that of the gaps: loops over the examples, for each class."""
 
     def sums(*, exact: bool) -> tuple[Array, Array, Array, Array]:
+        columns = parts()
         maximum = reduce(jnp.maximum, columns)
         each = [(weights if exact else _plain_weights)(c, maximum) for c in columns]
         if written and not exact:
@@ -181,7 +183,7 @@ def _sums_of_few(
 
     def on_cpu() -> tuple[Array, Array, Array, Array]:
         def like() -> tuple[Array, Array, Array, Array]:
-            one = columns[0]
+            one = parts()[0]
             return one, one, one, one
 
         _, total, others, _ = quick = own_pass(partial(sums, exact=False), like)
@@ -204,13 +206,17 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
     """
     written = gaps = None
     top = wide(max_over(x, axes))
-    if (few := each_of_few(x, axes)) and not names_of(axes):
-        columns, each = [without(wide(c), axes) for c in few], None
+    if each_of_few(x, axes) and not names_of(axes):
+        few, each = parted(x, axes), None
+
+        def parts() -> list[Array]:
+            return [without(wide(column), axes) for column in few()]
+
         if write:
             most = without(top, axes)
-            each = own_pass(lambda: [plain_weight(c, most) for c in columns], lambda: columns)
+            each = own_pass(lambda: [plain_weight(c, most) for c in parts()], parts)
             written = jnp.stack(each, positions_of(axes)[0])
-        maximum, total, others, gaps = _sums_of_few(columns, each)
+        maximum, total, others, gaps = _sums_of_few(parts, each)
         gaps = with_axes(gaps, axes)
     else:
         if write:

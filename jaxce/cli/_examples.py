@@ -11,7 +11,9 @@ from jaxce.cli._arrays import Column
 from jaxce.cli._files import InputError
 
 _SCANNED = 1 << 20  # rows at a time
-_ENTRIES = 1 << 21  # of the logits in a batch: few enough to stay in a processor's cache
+# Of a batch, so that its logits stay in a processor's cache, and what is kept of each of its rows
+# in memory that the system need not clear again for the next.
+_ENTRIES, _ROWS = 1 << 21, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Examples:
 
     def default_batch_size(self, devices: int) -> int:
         """Return how many rows are read at once: whole lines of memory, for every device."""
-        rows = min(_ENTRIES // self.classes, self.logits.length // devices)
+        rows = min(_ENTRIES // self.classes, _ROWS, self.logits.length // devices)
         return max(16, rows // 16 * 16) * devices
 
 
