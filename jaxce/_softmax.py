@@ -226,8 +226,8 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
     # Where one class has most of the probability, log(total) has lost the digits of the others:
     # they are summed on their own. A second class of weight 1 would make the total at least 2.
     rest = jnp.where(total < _CONFIDENT, others, total - 1)
-    parts = (with_axes(part, axes) for part in (maximum, total, rest, log1p(rest)))
-    return Partition(*parts, written=written, gaps=gaps)
+    four = (with_axes(part, axes) for part in (maximum, total, rest, log1p(rest)))
+    return Partition(*four, written=written, gaps=gaps)
 
 
 def softmax_less(p: Array, others: Array, x: Array, s: Partition) -> Array:
