@@ -99,7 +99,7 @@ def each_of_few(x: Array, axes: Axes) -> list[Array]:
 
 
 def parted(x: Array, axes: Axes) -> Callable[[], list[Array]]:
-    """Return a function that gives x class by class, if it is one for that.
+    """Return a function that gives x class by class, or nothing if `each_of_few` takes it whole.
 
     Within a row the classes are parted by the pass that reads them; else before it, so that of
     arrays that x was put together from no copy is made.

@@ -96,18 +96,6 @@ def _unless_1(weight: Array) -> Array:
     return jnp.minimum(weight, (1 - weight) * 2.0**54)
 
 
-def sum_of_weights(
-    term: Callable[..., Array],
-    x: Array,
-    maximum: Array,
-    written: Array | None,
-    numbers: tuple[Array, ...],
-    axes: Axes,
-) -> Array:
-    """Sum term(weight, *numbers) over the classes; the weights are exp(x - maximum)."""
-    return summing_weights(term, x, maximum, written, numbers, axes)()
-
-
 def summing_weights(
     term: Callable[..., Array],
     x: Array,
@@ -116,7 +104,10 @@ def summing_weights(
     numbers: tuple[Array, ...],
     axes: Axes,
 ) -> Callable[[], Array]:
-    """Return a function that does so, for a pass of its own."""
+    """Return a function that sums term(weight, *numbers) over the classes, for a pass of its own.
+
+    The weights are exp(x - maximum).
+    """
     if written is not None:
         return summing(term, (written,), numbers, axes)
 
@@ -133,12 +124,8 @@ def _sums(
 
     The others are the classes whose weight does not round to 1.
     """
-
-    def plain() -> Array:
-        return sum_of_weights(lambda weight: weight, x, maximum, written, (), axes)
-
-    def quick() -> Array:
-        return sum_of_weights(_unless_1, x, maximum, written, (), axes)
+    plain = summing_weights(lambda weight: weight, x, maximum, written, (), axes)
+    quick = summing_weights(_unless_1, x, maximum, written, (), axes)
 
     def exact() -> Array:
         return sum_of(lambda x, m: _unless_1(weights(x, m)[1]), (x,), (maximum,), axes)
