@@ -1,7 +1,5 @@
 """Linear softmax losses against the plain product in float64, at sizes that divide nothing."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,28 +124,6 @@ def test_chunks_from_all_over_the_batch(name, monkeypatch):
     jax.clear_caches()
     test_values_and_gradients(name)
     jax.clear_caches()
-
-
-@pytest.mark.parametrize("scale", [0.02, 1.0])
-def test_default_chunks_at_ragged_sizes(scale):
-    """More tokens than a chunk of the default size, neither of them a nice number."""
-    x, w, b, labels = problem(tokens=1031, features=16, classes=8209, scale=scale)
-    weights = np.ones(len(labels), np.float32)
-    loss, gradients = exact(x, w, b, labels, weights)
-
-    @jax.jit
-    def run(x, w, b):
-        return jax.value_and_grad(
-            lambda *a: losses.linear_softmax_cross_entropy(
-                *a[:2], labels, bias=a[2], reduction="mean"
-            ),
-            (0, 1, 2),
-        )(x, w, b)
-
-    value, ours = run(x, w, b)
-    close(value, loss.mean())
-    for a, g in zip(ours, gradients, strict=True):
-        close(a, g / len(labels))
 
 
 def test_tied_embedding_table():
@@ -436,49 +412,6 @@ def test_no_nan_in_passing(no_nans):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-def temporary_bytes(tokens, features, classes, reduction="mean", **keywords):
-    def loss(x, w, labels):
-        return losses.linear_softmax_cross_entropy(
-            x, w, labels, reduction=reduction, **keywords
-        ).mean()
-
-    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
-    shapes = ((tokens, features), (features, classes))
-    arguments = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
-    compiled = step.lower(*arguments, jax.ShapeDtypeStruct((tokens,), jnp.int32)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
-@pytest.mark.parametrize("reduction", ["mean", None])
-def test_memory(reduction):
-    """One chunk of logits, a quarter of the kernel, and nothing of the size of all tokens."""
-    few, many, ragged = (
-        temporary_bytes(n, 64, 8192, reduction, chunk_size=64) for n in (512, 4096, 4099)
-    )
-    chunk, kernel = 4 * 64 * 8192, 4 * 64 * 8192
-    assert few < chunk + kernel / 4 + 2**18
-    # A byte or two for a token's input, not the input itself.
-    assert max(many, ragged) - few < 4096 * 64
-    for more in ({}, {"label_smoothing": 0.1, "z_loss": 1e-3}, {"soft_cap": 30.0}):
-        assert temporary_bytes(2048, 256, 32768, reduction, **more) < 40e6
-        assert temporary_bytes(2048, 256, 33003, reduction, **more) < 40e6
-
-
-@pytest.mark.parametrize("spread", [True, False])
-def test_default_chunks_are_not_tiny(spread):
-    from jaxce.losses import _linear_layer
-
-    wanted = 7 * 2**20
-    for tokens in (1, 63, 2048, 8519, 10_007, 100_003):
-        for classes in (2, 1000, 32_768, 33_003, 131_072, 262_144):
-            chunk = _linear_layer._chunk_size(tokens, classes, spread=spread)
-            assert 1 <= chunk <= tokens
-            assert chunk * classes <= max(wanted * 1.5, 64 * classes)
-            assert 4 * chunk * classes >= min(wanted * 0.5, tokens * classes)
-            if spread and tokens == 2048:
-                assert tokens % chunk == 0
-
-
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -508,13 +441,3 @@ def test_errors_name_the_argument(change, error, message):
     } | change
     with pytest.raises(error, match=message):
         losses.linear_softmax_cross_entropy(**arguments)
-
-
-def test_one_program_for_a_loop_of_steps(traces):
-    x, w, _, labels = problem()
-    step = jax.jit(
-        jax.grad(functools.partial(losses.linear_softmax_cross_entropy, reduction="mean"))
-    )
-    for _ in range(3):
-        jax.block_until_ready(step(x, w, labels))
-    assert len(traces) == 1

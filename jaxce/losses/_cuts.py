@@ -61,25 +61,30 @@ class Windows:
         self._own_of_first = tokens - chunk * (self.chunks - 1)
 
     def _start(self, index: Array) -> Array:
-        return jnp.maximum(self._own_of_first + (index - 1) * self.chunk, 0)
+        return jnp.maximum(self._own_of_first + index * self.chunk, self.chunk) - self.chunk
 
     def view(self, x: Array) -> Array:
         """Return the array itself."""
         return x
 
-    def read(self, view: Array, index: Array) -> Array:
+    def read(self, view: Array, index: Array, axis: int = 0) -> Array:
         """Return a chunk."""
-        return lax.dynamic_slice_in_dim(view, self._start(index), self.chunk)
+        return lax.dynamic_slice_in_dim(view, self._start(index), self.chunk, axis)
 
-    def write(self, view: Array, own: Array, index: Array) -> Array:
+    def write(self, view: Array, own: Array, index: Array, axis: int = 0) -> Array:
         """Return the view with a chunk replaced."""
-        return lax.dynamic_update_slice_in_dim(view, own, self._start(index), 0)
+        return lax.dynamic_update_slice_in_dim(view, own, self._start(index), axis)
 
-    def counted_once(self, weights: Array, index: Array) -> Array:
+    def counted_once(self, weights: Array, index: Array, axis: int = 0) -> Array:
         """Return the weights of a chunk, 0 for tokens that a later one has as well."""
         if self._own_of_first == self.chunk:
             return weights
-        return jnp.where((index > 0) | (jnp.arange(self.chunk) < self._own_of_first), weights, 0)
+        at = lax.broadcasted_iota(index.dtype, weights.shape, axis)
+        return jnp.where((index > 0) | (at < self._own_of_first), weights, 0)
+
+    def read_once(self, view: Array, index: Array, axis: int) -> Array:
+        """Return a chunk, 0 where a later one has the same."""
+        return self.counted_once(self.read(view, index, axis), index, axis)
 
     def joined(self, view: Array) -> Array:
         """Undo `view`."""
