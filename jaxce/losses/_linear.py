@@ -224,7 +224,7 @@ def linear_softmax_cross_entropy(
         class_axis: Axis of the classes in `kernel`: -1, or 0 for a tied embedding table.
         num_classes: Number of classes, if the kernel is padded to more: what comes after them has
             probability 0. The padding must be finite.
-        chunk_size: Tokens whose logits are alive at a time. None chooses about 34 MB of float32
+        chunk_size: Tokens whose logits are alive at a time. None chooses about 28 MB of float32
             logits on a CPU and 512 MB elsewhere, but about 256 tokens at least; half of them with
             `soft_cap`.
         gradient_dtype: In which the kernel's gradient is summed over chunks; None for float32 (or

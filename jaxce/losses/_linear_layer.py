@@ -112,9 +112,9 @@ def weights_of(
 
 def _chunk_size(tokens: int, classes: int, alive: int, *, spread: bool) -> int:
     """Return how many tokens to take at a time: few enough, evenly divided if that matters."""
-    # Near a CPU 34 MB of logits stay with what is made of them; a kernel's gradient, which is added
+    # Near a CPU 28 MB of logits stay with what is made of them; a kernel's gradient, which is added
     # to after every chunk, wants few and large ones. An accelerator wants large products.
-    elements = 2**23 if jax.default_backend() == "cpu" else 2**27
+    elements = 7 * 2**20 if jax.default_backend() == "cpu" else 2**27
     most = max(round(elements / max(classes, 1) / 32 / alive) * 32, 256 // alive)
     least = max(-(-tokens // most), 1)
     # An even division needs no padding, and leaves tokens where they are spread over devices.
