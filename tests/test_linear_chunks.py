@@ -44,16 +44,17 @@ def test_memory(reduction):
 
 @pytest.mark.parametrize("spread", [True, False])
 @pytest.mark.parametrize("alive", [1, 2])
-def test_default_chunks_are_not_tiny(spread, alive):
+@pytest.mark.parametrize(("features", "enough"), [(3, 64), (64, 128), (4096, 256)])
+def test_default_chunks_are_not_tiny(spread, alive, features, enough):
     wanted = 7 * 2**20
     for tokens in (1, 63, 2048, 8519, 10_007, 100_003):
         for classes in (2, 1000, 32_768, 33_003, 131_072, 262_144):
-            chunk = _linear_layer._chunk_size(tokens, classes, alive, spread=spread)
+            chunk = _linear_layer._chunk_size(tokens, features, classes, alive, spread=spread)
             numbers = chunk * alive * classes
             assert 1 <= chunk <= tokens
-            assert numbers <= max(wanted * 1.5, 256 * classes)
+            assert numbers <= max(wanted * 1.5, enough * classes)
             assert 4 * numbers >= min(wanted * 0.5, tokens * alive * classes)
-            assert chunk >= min(256 // alive, tokens) // 2
+            assert chunk >= min(enough // alive, tokens) // 2
             if spread and tokens == 2048:
                 assert tokens % chunk == 0
 

@@ -225,8 +225,8 @@ def linear_softmax_cross_entropy(
         num_classes: Number of classes, if the kernel is padded to more: what comes after them has
             probability 0. The padding must be finite.
         chunk_size: Tokens whose logits are alive at a time. None chooses about 28 MB of float32
-            logits on a CPU and 512 MB elsewhere, but about 256 tokens at least; half of them with
-            `soft_cap`.
+            logits on a CPU and 512 MB elsewhere, or more of many classes: up to 256 tokens while
+            their logits are at most twice the kernel. Half the tokens with `soft_cap`.
         gradient_dtype: In which the kernel's gradient is summed over chunks; None for float32 (or
             float64).
         axis_name: Inside `shard_map`, the mesh axis that the classes are spread over. Labels and

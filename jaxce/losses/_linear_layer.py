@@ -110,12 +110,14 @@ def weights_of(
     return w if keep is None else jnp.where(keep, w, 0)
 
 
-def _chunk_size(tokens: int, classes: int, alive: int, *, spread: bool) -> int:
+def _chunk_size(tokens: int, features: int, classes: int, alive: int, *, spread: bool) -> int:
     """Return how many tokens to take at a time: few enough, evenly divided if that matters."""
     # Near a CPU 28 MB of logits stay with what is made of them; a kernel's gradient, which is added
-    # to after every chunk, wants few and large ones. An accelerator wants large products.
+    # to after every chunk, wants few and large ones, up to twice its own size. An accelerator wants
+    # large products.
     elements = 7 * 2**20 if jax.default_backend() == "cpu" else 2**27
-    most = max(round(elements / max(classes, 1) / 32 / alive) * 32, 256 // alive)
+    enough = min(max(2 * features, 64), 256)
+    most = max(round(elements / max(classes, 1) / 32 / alive) * 32, enough // alive)
     least = max(-(-tokens // most), 1)
     # An even division needs no padding, and leaves tokens where they are spread over devices.
     most_chunks = 2 * least if spread else least
@@ -138,9 +140,9 @@ def _local(
     count = jnp.size(heads[0].inputs[..., 0])
     # The logits of all layers are alive, and capped ones beside those that they are made of.
     alive = len(heads) * (1 + ("soft_cap" in shared))
-    classes = kernel.shape[layout.class_axis]
+    sizes = kernel.shape[1 - layout.class_axis], kernel.shape[layout.class_axis]
     spread_tokens = jax.device_count() > 1
-    chunk = layout.chunk_size or _chunk_size(count, classes, alive, spread=spread_tokens)
+    chunk = layout.chunk_size or _chunk_size(count, *sizes, alive, spread=spread_tokens)
     dtype = layout.gradient_dtype or _checks.floating("kernel", kernel[:0]).dtype
     plan = _chunks.Plan(
         partial(loss, names=layout.names),
