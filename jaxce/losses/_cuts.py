@@ -53,12 +53,13 @@ class Strides:
 class Windows:
     """Chunks of neighbours. The first one reaches into the second: there is nothing to pad.
 
-    What the first writes of tokens that are not its own, the second writes again.
+    What the first writes of tokens that are not its own, the second writes again. Along another
+    axis the same cuts features or classes.
     """
 
-    def __init__(self, tokens: int, chunk: int):
-        self.chunk, self.chunks = chunk, _count(tokens, chunk)
-        self._own_of_first = tokens - chunk * (self.chunks - 1)
+    def __init__(self, length: int, chunk: int):
+        self.chunk, self.chunks = chunk, _count(length, chunk)
+        self._own_of_first = length - chunk * (self.chunks - 1)
 
     def _start(self, index: Array) -> Array:
         return jnp.maximum(self._own_of_first + index * self.chunk, self.chunk) - self.chunk
@@ -76,7 +77,7 @@ class Windows:
         return lax.dynamic_update_slice_in_dim(view, own, self._start(index), axis)
 
     def counted_once(self, weights: Array, index: Array, axis: int = 0) -> Array:
-        """Return the weights of a chunk, 0 for tokens that a later one has as well."""
+        """Return the weights of a chunk, 0 for what a later one has as well."""
         if self._own_of_first == self.chunk:
             return weights
         at = lax.broadcasted_iota(index.dtype, weights.shape, axis)
