@@ -89,7 +89,7 @@ def test_parts_of_a_kernel(classes, class_axis, dtype, devices, monkeypatch):
     """One part or several, the first of which may reach into the second."""
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     jax.clear_caches()  # or a program for another number of devices would be taken
-    x, w, _, labels = problem(tokens=21, features=1400, classes=classes, scale=0.02)
+    x, w, _, labels = problem(tokens=21, features=1401, classes=classes, scale=0.02)
     x, w = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
     weights = np.linspace(0, 1, 21, dtype=np.float32)
     loss, (over_x, over_w, _) = exact(x, w, None, labels, weights)
