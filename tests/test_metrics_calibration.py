@@ -60,6 +60,17 @@ def test_empty_bins_are_nan():
     assert list(table.weight) == [0, 1]
 
 
+@pytest.mark.parametrize("weights", [None, np.ones(2, np.float32)])
+def test_nan_is_in_one_bin_and_in_the_error(weights):
+    x = np.array([[np.nan, 0.0], [0.0, 0.0]], np.float32)
+    state = metrics.CalibrationError.empty(bins=2)
+    state = state.update(x, jnp.array([0, 0]), weights=weights)
+    table = state.table()
+    assert list(np.isnan(table.confidence)) == list(np.isnan(table.accuracy)) == [False, True]
+    assert (table.confidence[0], table.accuracy[0], *table.weight) == (0.5, 1, 1, 1)
+    assert np.isnan(state.compute())
+
+
 def test_equal_mass_against_sorting():
     """Bins as close to equal as the resolution allows, and the error that they give."""
     x, labels, _ = sample(20_000, 10)

@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxce import metrics
+from jaxce.metrics._batch import Examples
 from jaxce.metrics._totals import Total
 from tests import oracles_metrics as oracles
 from tests.test_losses_sharding import sent
@@ -111,6 +112,12 @@ def test_one_large_batch(bins):
             right = Fraction(math.fsum(values[bin_of == b]))
             got = exact(jax.tree.map(lambda x, b=b: jnp.ravel(x)[b], sums))
             assert abs(got - right) <= bound * right
+
+
+def test_hits_past_what_float32_counts():
+    hits = jnp.ones(2**24 + 3)
+    assert exact(Examples(hits.shape, None, None).count_of(hits)) == 2**24 + 3
+    assert exact(Total.count_of(hits[: 2**24])) == 2**24
 
 
 def test_bad_labels_past_int32():

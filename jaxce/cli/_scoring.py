@@ -55,8 +55,9 @@ class Surprisals(Metric):
         if self.normalized:
             bad = bad | ~(jnp.abs(batch.log_normalizer) <= _SLACK)
         bad = bad & keep
-        here = jnp.stack((self.steps, jnp.argmax(bad).astype(jnp.int32)))
-        first = (self.unsound[0] < 0) & jnp.any(bad)
+        row = jnp.min(jnp.where(bad, jnp.arange(bad.size), bad.size), initial=bad.size)
+        here = jnp.stack((self.steps, row.astype(jnp.int32)))
+        first = (self.unsound[0] < 0) & (row < bad.size)
         counted = jnp.where(keep & ~jnp.isnan(bits), bits, 0) * PER_BIT
         bins = jnp.minimum(counted, PER_BIT * MOST_BITS).astype(jnp.int32)
         return replace(

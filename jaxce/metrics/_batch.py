@@ -15,11 +15,13 @@ from jax.typing import ArrayLike
 from jaxce import _axes, _checks, _softmax, _softmax_cross_entropy, losses
 from jaxce._axes import count_of, each_of_few, own_pass, sum_of
 from jaxce._categorical_logits import prepared
-from jaxce._numerics import expm1, wide
+from jaxce._numerics import wide
 from jaxce.metrics._totals import Total
 
 # Bytes that stay in a processor's cache, and that the system need not clear again for every batch.
 _AT_HAND = 2**24
+# Up to here a float32 counts.
+_EXACT = 2**24
 
 
 class Examples:
@@ -38,6 +40,12 @@ class Examples:
     def total(self, values: Array) -> Total:
         """Weighted sum of one value per example; the values of others may be NaN."""
         return Total.of(self._kept(values), self._kept_weights)
+
+    def count_of(self, hits: Array) -> Total:
+        """The same of values that are 0 or 1, or NaN."""
+        if self.weights is not None or hits.size > _EXACT:
+            return self.total(hits)
+        return Total.count_of(self._kept(hits))
 
     def totals(self, values: Array, bins: Array, size: int) -> Total:
         """The same for each of `size` bins; `bins` are indices."""
@@ -267,7 +275,7 @@ class Batch(Examples):
         of_all = _softmax.summing_weights(square, x, s.maximum, s.written, (least,), axes)
         squares = own_pass(of_all, lambda: s.total)
         rest = squares - jnp.where(likely, 0, jnp.square(weight))
-        missed = expm1(-self._surprisal)
+        missed = jnp.where(likely, s.rest, s.total - weight) / s.total
         return self._of_example(rest / jnp.square(s.total) + jnp.square(missed))
 
     def _of_example(self, value: Array) -> Array:

@@ -106,12 +106,14 @@ class CalibrationError(Metric):
             # From the right, so that a bin has its upper edge and not its lower one.
             from_right = jnp.clip(batch.doubt * self.bins, 0, self.bins - 1).astype(jnp.int32)
             index, size = self.bins - 1 - from_right, self.bins
-        wrong = 1 - batch.correct(1)
+        # Right and wrong in turn: one pass counts both, and how many there are.
+        wrong = (batch.correct(1) == 0).astype(jnp.int32)
+        right, wrong = batch.weight_in(2 * index + wrong, 2 * size).apart(2)
         return replace(
             self,
             doubt=self.doubt.merge(batch.totals(batch.doubt, index, size)),
-            wrong=self.wrong.merge(batch.totals(wrong, index, size)),
-            weight=self.weight.merge(batch.weight_in(index, size)),
+            wrong=self.wrong.merge(wrong),
+            weight=self.weight.merge(right.merge(wrong)),
             bad_labels=self.bad_labels.merge(batch.bad_labels),
         )
 
@@ -133,9 +135,10 @@ class CalibrationError(Metric):
     def table(self) -> CalibrationTable:
         """Return what a reliability diagram shows: confidence, accuracy and weight of each bin."""
         doubt, wrong, weight = self._binned()
-        return CalibrationTable(
-            1 - doubt.over(weight)[0], 1 - wrong.over(weight)[0], weight.value()
-        )
+        confidence, accuracy = (1 - share.over(weight)[0] for share in (doubt, wrong))
+        # Logits of NaN are a confidence of NaN, and neither right nor wrong.
+        accuracy = jnp.where(jnp.isnan(confidence), jnp.nan, accuracy)
+        return CalibrationTable(confidence, accuracy, weight.value())
 
     @jit_measure()
     def compute(self) -> Array:

@@ -6,11 +6,10 @@ import operator
 from dataclasses import dataclass, field
 from typing import Self
 
-from jax import Array
-
 from jaxce.metrics._batch import Batch
 from jaxce.metrics._metric import registered
 from jaxce.metrics._pooled import Pooled, nothing
+from jaxce.metrics._totals import Total
 
 
 @registered
@@ -50,8 +49,8 @@ class Accuracy(Pooled):
         """
         return cls(*nothing(), top_k=positive("top_k", top_k))
 
-    def _values(self, batch: Batch) -> Array:
-        return batch.correct(self.top_k)
+    def _total(self, batch: Batch) -> Total:
+        return batch.count_of(batch.correct(self.top_k))
 
 
 @registered
@@ -78,8 +77,8 @@ class BrierScore(Pooled):
         """Return a metric that has seen nothing."""
         return cls(*nothing())
 
-    def _values(self, batch: Batch) -> Array:
-        return batch.brier_score
+    def _total(self, batch: Batch) -> Total:
+        return batch.total(batch.brier_score)
 
 
 def positive(name: str, value: int) -> int:

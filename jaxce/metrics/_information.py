@@ -57,8 +57,8 @@ class CrossEntropy(_InUnits):
     Source: Cover & Thomas, "Elements of Information Theory" (2006), section 5.4.
     """
 
-    def _values(self, batch: Batch) -> Array:
-        return batch.cross_entropy
+    def _total(self, batch: Batch) -> Total:
+        return batch.total(batch.cross_entropy)
 
 
 @registered
@@ -88,8 +88,8 @@ class Entropy(_InUnits):
         """Return the metric with one more batch in it; see `CrossEntropy.update`."""
         return self.add(Batch(logits, labels, where, weights))
 
-    def _values(self, batch: Batch) -> Array:
-        return batch.entropy
+    def _total(self, batch: Batch) -> Total:
+        return batch.total(batch.entropy)
 
 
 @registered
@@ -112,8 +112,8 @@ class KLDivergence(_InUnits):
     Source: Kullback & Leibler, "On Information and Sufficiency" (1951).
     """
 
-    def _values(self, batch: Batch) -> Array:
-        return batch.kl_divergence
+    def _total(self, batch: Batch) -> Total:
+        return batch.total(batch.kl_divergence)
 
 
 @registered
@@ -137,8 +137,8 @@ class Perplexity(Pooled):
         """Return a metric that has seen nothing."""
         return cls(*nothing())
 
-    def _values(self, batch: Batch) -> Array:
-        return batch.cross_entropy
+    def _total(self, batch: Batch) -> Total:
+        return batch.total(batch.cross_entropy)
 
     @jit_measure()
     def compute(self) -> Array:

@@ -115,12 +115,13 @@ class Pooled(Metric):
         """Return the metric with one more batch in it."""
         return replace(
             self,
-            total=self.total.merge(batch.total(self._values(batch))),
+            total=self.total.merge(self._total(batch)),
             weight=self.weight.merge(batch.weight),
             bad_labels=self.bad_labels.merge(batch.bad_labels),
         )
 
-    def _values(self, batch: Batch) -> Array:
+    def _total(self, batch: Batch) -> Total:
+        """Return the weighted sum over the examples of a batch."""
         raise NotImplementedError
 
     @jit_measure()

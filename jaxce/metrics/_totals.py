@@ -128,6 +128,11 @@ class Total:
         return Total(*pair(jnp.sum(mask.astype(jnp.int32))))
 
     @staticmethod
+    def count_of(hits: Array) -> Total:
+        """How many of at most 2**24 numbers are 1 and not 0; NaN if any is."""
+        return Total(*pair(jnp.sum(hits)))
+
+    @staticmethod
     def count_bins(mask: Array, bins: Array, size: int) -> Total:
         """How many entries of each of `size` bins are True."""
         zeros = jnp.zeros(size, jnp.int32)
@@ -198,6 +203,10 @@ class Total:
             )
             total, size = jax.tree.map(_joined, left.merge(right), last), size + odd
         return jax.tree.map(operator.itemgetter(0), total)
+
+    def apart(self, size: int) -> tuple[Total, ...]:
+        """Return the totals in turn: of [a, b, c, d] and 2, [a, c] and [b, d]."""
+        return tuple(Total(self.high[i::size], self.low[i::size]) for i in range(size))
 
     def negative(self) -> Total:
         """Return the total with the other sign."""
