@@ -128,7 +128,7 @@ def evaluate(
     reached = metrics if isinstance(metrics, Evaluation) else Evaluation(metrics)
     start = _batching.replicated(reached.metrics, sharding)
     reached = Evaluation(start, int(reached.steps))
-    place = _batching.Placer(sharding)
+    place = _batching.Placer(sharding, step)
     pieces = _batching.pieces(batches, batch_size, _batching.shards(sharding))
     under_way: collections.deque[Array | None] = collections.deque(maxlen=_UNDER_WAY)
     bar = _progress.bar(batches, batch_size, reached.steps, progress)

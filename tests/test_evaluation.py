@@ -204,6 +204,25 @@ def test_explicit_axes():
     assert len(traced) == 1
 
 
+@pytest.mark.parametrize("jitted", [True, False])
+def test_nothing_is_sent_unasked_where_that_is_forbidden(jitted):
+    step, _ = counting()
+    with jax.transfer_guard("disallow"):
+        result = evaluate(step if jitted else functools.partial(step), batches(), EMPTY)
+    check(result)
+
+
+def test_only_a_jitted_step_is_given_numpy_arrays():
+    given = []
+
+    def step(state, batch, where):
+        given.extend((*batch.values(), where))
+        return state.update(batch["x"], batch["y"], where=where)
+
+    check(evaluate(step, batches(), EMPTY))
+    assert all(isinstance(array, jax.Array) for array in given)
+
+
 def test_a_loader_may_reuse_its_array():
     """Steps run later than they are asked for, and jax borrows NumPy's memory."""
     buffer = np.empty((1 << 18,), np.float32)

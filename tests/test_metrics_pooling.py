@@ -116,8 +116,8 @@ def test_one_large_batch(bins):
 
 def test_hits_past_what_float32_counts():
     hits = jnp.ones(2**24 + 3)
-    assert exact(Examples(hits.shape, None, None).count_of(hits)) == 2**24 + 3
-    assert exact(Total.count_of(hits[: 2**24])) == 2**24
+    assert exact(Examples(hits.shape, None, None).hits(hits)) == 2**24 + 3
+    assert exact(Total.of_hits(hits[: 2**24])) == 2**24
 
 
 def test_bad_labels_past_int32():

@@ -41,11 +41,11 @@ class Examples:
         """Weighted sum of one value per example; the values of others may be NaN."""
         return Total.of(self._kept(values), self._kept_weights)
 
-    def count_of(self, hits: Array) -> Total:
+    def hits(self, values: Array) -> Total:
         """The same of values that are 0 or 1, or NaN."""
-        if self.weights is not None or hits.size > _EXACT:
-            return self.total(hits)
-        return Total.count_of(self._kept(hits))
+        if self.weights is not None or values.size > _EXACT:
+            return self.total(values)
+        return Total.of_hits(self._kept(values))
 
     def totals(self, values: Array, bins: Array, size: int) -> Total:
         """The same for each of `size` bins; `bins` are indices."""

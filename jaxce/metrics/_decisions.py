@@ -50,7 +50,7 @@ class Accuracy(Pooled):
         return cls(*nothing(), top_k=positive("top_k", top_k))
 
     def _total(self, batch: Batch) -> Total:
-        return batch.count_of(batch.correct(self.top_k))
+        return batch.hits(batch.correct(self.top_k))
 
 
 @registered

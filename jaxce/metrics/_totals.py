@@ -128,7 +128,7 @@ class Total:
         return Total(*pair(jnp.sum(mask.astype(jnp.int32))))
 
     @staticmethod
-    def count_of(hits: Array) -> Total:
+    def of_hits(hits: Array) -> Total:
         """How many of at most 2**24 numbers are 1 and not 0; NaN if any is."""
         return Total(*pair(jnp.sum(hits)))
 
