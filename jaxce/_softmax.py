@@ -93,7 +93,7 @@ def _unless_1(weight: Array) -> Array:
 
     In plain arithmetic, because a comparison would stop the compiler from vectorizing a sum of it.
     """
-    return jnp.minimum(weight, (1 - weight) * 2.0**54)
+    return weight - jnp.floor(weight)
 
 
 def summing_weights(
