@@ -3,6 +3,8 @@
 import itertools
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -179,6 +181,16 @@ def test_log_probs_are_seen_to_be_some(files):
     assert "logits.npy, row 150: no log-probabilities: the probabilities sum to 1.22" in (
         result.stderr
     )
+
+
+def test_the_report_is_written_if_nobody_reads_the_table(files):
+    command = [sys.executable, "-m", "jaxce", "evaluate", *FILES, "--report", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, env=environment, **streams) as process:
+        process.stdout.close()
+    assert process.returncode != 0
+    check(files / "out", oracle())
 
 
 def test_help():

@@ -118,9 +118,11 @@ def evaluate_files(
             result = job.run(state, resume=resume)
             rows = min(int(result.metrics.steps) * job.size, examples.logits.length)
             summary = _summary.summarize(result.metrics, examples, rows)
-            _summary.show(summary)
-            if report is not None:
-                _summary.write(report, summary)
+            try:
+                _summary.show(summary)
+            finally:  # the report is written also if nobody reads the table to its end
+                if report is not None:
+                    _summary.write(report, summary)
             if state is not None and not result.interrupted:
                 state.unlink(missing_ok=True)
     if result.interrupted:
