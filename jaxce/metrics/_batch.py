@@ -267,12 +267,12 @@ class Batch(Examples):
         # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
         weight = _softmax.plain_weight(self._label_logit, s.maximum)
         likely = (weight == 1) & (s.rest < 1)
-        least = jnp.where(likely, 0, 2).astype(weight.dtype)
 
-        def square(w: Array, least: Array) -> Array:
-            return jnp.square(jnp.minimum(w, (1 - w) * 2.0**54 + least))
+        def square(w: Array, left_out: Array) -> Array:
+            return jnp.square(w - left_out * jnp.floor(w))
 
-        of_all = _softmax.summing_weights(square, x, s.maximum, s.written, (least,), axes)
+        numbers = (likely.astype(weight.dtype),)
+        of_all = _softmax.summing_weights(square, x, s.maximum, s.written, numbers, axes)
         squares = own_pass(of_all, lambda: s.total)
         rest = squares - jnp.where(likely, 0, jnp.square(weight))
         missed = jnp.where(likely, s.rest, s.total - weight) / s.total

@@ -107,8 +107,8 @@ class CalibrationError(Metric):
             from_right = jnp.clip(batch.doubt * self.bins, 0, self.bins - 1).astype(jnp.int32)
             index, size = self.bins - 1 - from_right, self.bins
         # Right and wrong in turn: one pass counts both, and how many there are.
-        wrong = (batch.correct(1) == 0).astype(jnp.int32)
-        right, wrong = batch.weight_in(2 * index + wrong, 2 * size).apart(2)
+        is_wrong = (batch.correct(1) == 0).astype(jnp.int32)
+        right, wrong = batch.weight_in(2 * index + is_wrong, 2 * size).apart(2)
         return replace(
             self,
             doubt=self.doubt.merge(batch.totals(batch.doubt, index, size)),
