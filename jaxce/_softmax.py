@@ -43,8 +43,9 @@ from jaxce._numerics import is_narrow, log1p, two_difference, wide
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
-# Below this total the plain logarithm of it loses more than a few digits.
-_CONFIDENT = 1.5
+# Below this total one class alone weighs 1. What is added to that 1 loses its digits, and equal
+# weights, one after another, are all rounded to the same side: they are summed on their own.
+_CONFIDENT = 2.0
 # Below this total the gaps that matter are above 13, and so large is the rounding of x - maximum.
 _LARGE_GAPS = 1 + 2.0**-20
 
@@ -232,9 +233,9 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
             written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
         sums = _sums(x, top, written, axes, apart=apart)
         maximum, total, others = (without(part, axes) for part in (top, *sums))
-    # Where one class has most of the probability, log(total) has lost the digits of the others:
-    # they are summed on their own. A second class of weight 1 would make the total at least 2.
-    rest = jnp.where(total < _CONFIDENT, others, total - 1)
+    confident = total < _CONFIDENT
+    rest = jnp.where(confident, others, total - 1)
+    total = jnp.where(confident, 1 + others, total)
     four = (with_axes(part, axes) for part in (maximum, total, rest, log1p(rest)))
     return Partition(*four, written=written, gaps=gaps)
 

@@ -12,7 +12,7 @@ import pytest
 import jaxce
 from jaxce import losses
 from tests import cases, corpus
-from tests.test_accuracy import LD, program, worst
+from tests.test_accuracy import LD, program, ulp, worst
 
 SIZES = (2000, 40_000)
 REDUCING = [m.id for m in cases.CATEGORICAL if m.reduces]
@@ -85,3 +85,22 @@ def test_expected_length_of_one_code():
     exact = (p.astype(LD) * 7).sum()
     got = jaxce.coding.expected_length(p, lengths.astype(np.float32))
     np.testing.assert_allclose(got, [float(exact)], rtol=4 * 2**-24)
+
+
+@pytest.mark.parametrize(
+    "shape", [(15,), (16,), (32,), (48,), (3, 15), (3, 32), (64, 64), (3, 2000)]
+)
+def test_one_class_ahead_of_equal_others(shape, dtype):
+    """Added to 1 one after another, small equal weights are all rounded alike."""
+    n = shape[-1]
+    normalizer = jax.jit(jax.grad(lambda x: jaxce.log_normalizer(x).sum()))
+    entropy = jax.jit(jax.grad(lambda x: jaxce.entropy_with_logits(x).sum()))
+    for lead in (1.93, 2.57, 3.01, 3.98, 5.0, 9.34, 12.97, 16.7, 20.0):
+        x = np.where(np.arange(n) == n // 4, lead, 0).astype(dtype) * np.ones(shape, dtype)
+        lead = LD(x.max())
+        others = (n - 1) * np.exp(-lead)
+        p = np.where(x == 0, np.exp(-lead), LD(1)) / (1 + others)
+        slope = np.where(x == 0, p * lead, -lead * others / (1 + others)) / (1 + others)
+        for got, exact in ((normalizer(x), p), (entropy(x), slope)):
+            error = abs(np.asarray(got) - exact).max() / ulp(abs(exact).max(), dtype)
+            assert error <= 16, f"{lead}: {error} ulp"
