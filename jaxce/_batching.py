@@ -36,26 +36,25 @@ def shards(sharding: NamedSharding | None) -> int:
     return -(-parts // jax.process_count())
 
 
-def _leaves(batch: Batch) -> list[tuple[str, Any]]:
-    return [
-        (f"batch{jax.tree_util.keystr(path)}", leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
-    ]
+def _names(batch: Batch) -> list[str]:
+    paths = jax.tree_util.tree_leaves_with_path(batch)
+    return [f"batch{jax.tree_util.keystr(path)}" for path, _ in paths]
 
 
 def _rows(batch: Batch) -> int:
     """Return the length of the first axis, which all arrays of a batch share."""
-    lengths = {name: np.shape(leaf)[0] for name, leaf in _leaves(batch) if np.ndim(leaf)}
-    if not lengths:
+    lengths = [np.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)]
+    rows = next(filter(None, lengths), None)
+    if rows is None:
         raise ValueError("batch: expected arrays with an axis of examples, got none.")
-    name, rows = next(iter(lengths.items()))
-    for other, length in lengths.items():
-        if length != rows:
+    for i, length in enumerate(lengths):
+        if length not in ((), rows):
+            names = _names(batch)
             raise ValueError(
-                f"{other}: expected {rows} examples along the first axis, as in {name}, "
-                f"got {length}."
+                f"{names[i]}: expected {rows[0]} examples along the first axis, as in "
+                f"{names[lengths.index(rows)]}, got {length[0]}."
             )
-    return rows
+    return rows[0]
 
 
 def pieces(
@@ -104,9 +103,12 @@ class Placer:
     def __call__(self, piece: Batch, size: int) -> tuple[Batch, Any]:
         """Return a piece with `size` rows, and which of them are real."""
         rows = _rows(piece)
-        names = [name for name, _ in _leaves(piece)]
         leaves, structure = jax.tree.flatten(piece)
-        filled = [_filled(name, leaf, size) for name, leaf in zip(names, leaves, strict=True)]
+        filled = [_filled(leaf, size) for leaf in leaves]
+        for i, array in enumerate(filled):
+            if not _fits(array):
+                name = _names(piece)[i]
+                raise ValueError(f"{name}: expected integers of 32 bits, or jax_enable_x64.")
         if rows == size and self._full is not None:
             return jax.tree.unflatten(structure, self._put(filled)), self._full
         *placed, where = self._put([*filled, np.arange(size) < rows])
@@ -132,7 +134,7 @@ class Placer:
         return NamedSharding(self._sharding.mesh, spec)
 
 
-def _filled(name: str, leaf: Any, size: int) -> np.ndarray | Array:
+def _filled(leaf: Any, size: int) -> np.ndarray | Array:
     """Return an array of `size` rows that nobody else writes to."""
     if np.ndim(leaf) and np.shape(leaf)[0] < size:
         # The rows themselves again, because zeros may be an input that a model divides by.
@@ -142,16 +144,15 @@ def _filled(name: str, leaf: Any, size: int) -> np.ndarray | Array:
     if isinstance(leaf, Array):
         return leaf
     array = np.asarray(leaf)
-    _check_range(name, array)
     # On a CPU jax borrows a NumPy array, and a step that is under way would see it change.
     return array.copy() if array.flags.writeable else array
 
 
-def _check_range(name: str, array: np.ndarray) -> None:
-    """Refuse integers that jax would wrap to 32 bits, so that 2**32 became class 0."""
-    if array.dtype.kind in "iu" and array.size:
-        info = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
-        if info.bits < array.dtype.itemsize * 8 and not (
-            info.min <= array.min() and array.max() <= info.max
-        ):
-            raise ValueError(f"{name}: expected integers of 32 bits, or jax_enable_x64.")
+def _fits(array: np.ndarray | Array) -> bool:
+    """Whether jax keeps the integers of an array as they are: of 32 bits, 2**32 is class 0."""
+    if isinstance(array, Array) or array.dtype.kind not in "iu" or not array.size:
+        return True
+    info = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
+    return info.bits == array.dtype.itemsize * 8 or bool(
+        info.min <= array.min() and array.max() <= info.max
+    )

@@ -202,8 +202,8 @@ def _npy(path: Path, key: str) -> _Opened:
     _whole(shape, dtype, path.stat().st_size - offset)
     if not math.prod(shape):  # there is nothing to map
         return _Opened(shape, dtype, lambda first, last: np.empty(0, dtype))
-    numbers = np.memmap(path, dtype, "r", offset, shape=(math.prod(shape),))
-    return _Opened(shape, dtype, lambda first, last: np.asarray(numbers[first:last]))
+    numbers = np.asarray(np.memmap(path, dtype, "r", offset, shape=(math.prod(shape),)))
+    return _Opened(shape, dtype, lambda first, last: numbers[first:last])
 
 
 def _npz(path: Path, key: str) -> _Opened:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Examples:
         found = {name: column.read(first, last) for name, column in self.others.items()}
         given = self.labels.read(first, last)
         found["labels"] = given.astype(np.int32)
-        if not self._are_classes(given):
+        if not self._labels_are_classes:
             found["labels"][(given < 0) | (given >= self.classes)] = -1
         if "where" in found:
             found["where"] = found["where"].astype(bool)
@@ -87,17 +88,23 @@ class Examples:
                 else:
                     good = (values >= 0) & (values < np.inf)
                     self._refuse(column, first, good, "finite numbers from 0", values)
-            given = self.labels.read(first, last)
-            if not (skip_bad_labels or self._are_classes(given)):
+            if not (skip_bad_labels or self._labels_are_classes):
+                given = self.labels.read(first, last)
                 rows = self.columns(first, last)
                 good = (rows["labels"] >= 0) | ~rows.get("where", np.ones((), bool))
                 expected = f"classes from 0 to {self.classes - 1}"
                 self._refuse(self.labels, first, good, expected, given)
 
-    def _are_classes(self, labels: np.ndarray) -> bool:
+    @cached_property
+    def _labels_are_classes(self) -> bool:
+        """Whether all of them are."""
         # As unsigned numbers negative ones are the largest of all: one pass instead of two.
-        size = labels.dtype.itemsize
-        return not labels.size or bool(labels.view(f"u{size}").max() < self.classes)
+        unsigned = f"u{self.labels.dtype.itemsize}"
+        return all(
+            self.labels.read(first, min(first + _SCANNED, self.labels.length)).view(unsigned).max()
+            < self.classes
+            for first in range(0, self.labels.length, _SCANNED)
+        )
 
     @staticmethod
     def _refuse(
