@@ -14,7 +14,7 @@ from jaxce.cli._files import InputError
 _SCANNED = 1 << 20  # rows at a time
 # Of a batch, so that its logits stay in a processor's cache, and what is kept of each of its rows
 # in memory that the system need not clear again for the next.
-_ENTRIES, _ROWS = 1 << 21, 1 << 17
+_ENTRIES, _ROWS = 1 << 21, 5 << 14
 
 
 @dataclass(frozen=True)
