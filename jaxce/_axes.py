@@ -22,8 +22,9 @@ T = TypeVar("T")
 _LONGEST = 2**15
 # Numbers in examples of a few classes, so few that a loop for each class is not worth it.
 _FEW_EXAMPLES = 2**13
-# A row that is alone XLA:CPU adds up in few running sums: of so many classes they lose digits.
-_ALONE = range(48, 2**12)
+# XLA:CPU adds up what is shorter in few running sums, which lose digits if the classes are many.
+_SHORT = 2**12
+_MANY = 48
 
 
 def positions_of(axes: Axes) -> tuple[int, ...]:
@@ -134,30 +135,44 @@ def sum_of_values(x: Array, axes: Axes) -> Array:
     """The same where no derivative is taken: quicker for few classes, but dear to transpose."""
     if few := each_of_few(x, axes):
         return total_over(reduce(jnp.add, few), axes)
-    one_row = x.size == math.prod(x.shape[a] for a in positions_of(axes))
-    if not one_row or x.size not in _ALONE or names_of(axes) or any(jax.typeof(x).sharding.spec):
+    positions = positions_of(axes)
+    classes = math.prod(x.shape[a] for a in positions)
+    elsewhere = names_of(axes) or any(jax.typeof(x).sharding.spec)
+    if classes < _MANY or elsewhere or not _is_short(x.size // classes, classes):
         return total_over(x, axes)
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: _sum_of_one(x.ravel()).reshape([1] * x.ndim),
-        default=partial(total_over, axes=axes),
-    )
+
+    def on_cpu(x: Array) -> Array:
+        last = jnp.moveaxis(x, positions, range(-len(positions), 0))
+        kept = [1 if a in positions else size for a, size in enumerate(x.shape)]
+        return _sums_of_few(last.reshape(x.size // classes, classes)).reshape(kept)
+
+    return lax.platform_dependent(x, cpu=on_cpu, default=partial(total_over, axes=axes))
+
+
+def _is_short(rows: int, classes: int) -> bool:
+    # Rows that may be spread over devices, as no type says, are summed where they are.
+    return rows * classes < _SHORT and (rows == 1 or jax.device_count() == 1)
 
 
 @jax.custom_batching.custom_vmap
-def _sum_of_one(row: Array) -> Array:
-    """Sum sixteenths of a row class by class, and what comes of it in two floats."""
-    size = row.size // 16
-    sixteenths = [lax.slice_in_dim(row, i * size, (i + 1) * size) for i in range(16)]
-    few = jnp.concatenate((reduce(jnp.add, sixteenths), row[16 * size :]))
-    total = jnp.sum(few)
-    return jnp.where(jnp.isfinite(total), exact_sum(few, jnp.zeros_like(few), (0,)), total)
+def _sums_of_few(rows: Array) -> Array:
+    """Sum up to 16 parts of short rows class by class, and what comes of it in two floats."""
+    classes = rows.shape[1]
+    count = min(range(16, 7, -1), key=lambda count: classes // count + classes % count)
+    size = classes // count
+    parts = [lax.slice_in_dim(rows, i * size, (i + 1) * size, axis=1) for i in range(count)]
+    few = jnp.concatenate((reduce(jnp.add, parts), rows[:, count * size :]), 1)
+    total = jnp.sum(few, 1)
+    return jnp.where(jnp.isfinite(total), exact_sum(few, jnp.zeros_like(few), (1,)), total)
 
 
-@_sum_of_one.def_vmap
+@_sums_of_few.def_vmap
 def _(size: int, batched: list[bool], rows: Array) -> tuple[Array, bool]:
-    """Sum many: such rows XLA:CPU adds up in many running sums, and more quickly."""
-    return jnp.sum(rows, 1), True
+    """Take the rows of all together: more are summed otherwise, and more quickly."""
+    n, classes = rows.shape[1:]
+    together = rows.reshape(size * n, classes)
+    sums = _sums_of_few if _is_short(size * n, classes) else partial(jnp.sum, axis=1)
+    return sums(together).reshape(size, n), True
 
 
 def _pieces(x: Array, axes: Axes) -> int:

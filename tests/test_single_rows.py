@@ -88,13 +88,25 @@ def test_expected_length_of_one_code():
 
 
 @pytest.mark.parametrize(
-    "shape", [(15,), (32,), (64,), (1, 100), (2000,), (3, 15), (3, 32), (64, 64), (3, 2000)]
+    "shape",
+    [
+        *[(15,), (32,), (64,), (1, 100), (2000,)],
+        *[(3, 15), (3, 32), (3, 63), (2, 1023), (64, 64), (3, 2000)],
+    ],
 )
-def test_one_class_ahead_of_equal_others(shape, dtype):
+@pytest.mark.parametrize("how", ["last", "first", "mapped"])
+def test_one_class_ahead_of_equal_others(shape, dtype, how, monkeypatch):
     """Added to 1 one after another, small equal weights are all rounded alike."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # several sum a short batch as it lies
     n = shape[-1]
-    normalizer = jax.jit(jax.grad(lambda x: jaxce.log_normalizer(x).sum()))
-    entropy = jax.jit(jax.grad(lambda x: jaxce.entropy_with_logits(x).sum()))
+
+    def gradient(measure):
+        one = jax.grad(lambda x: measure(x, axis=0 if how == "first" else -1).sum())
+        if how == "first":
+            return jax.jit(lambda x: one(x.T).T)
+        return jax.jit(jax.vmap(one) if how == "mapped" and len(shape) > 1 else one)
+
+    normalizer, entropy = map(gradient, (jaxce.log_normalizer, jaxce.entropy_with_logits))
     for lead in (1.93, 2.57, 3.01, 3.98, 5.0, 9.34, 12.97, 16.7, 20.0):
         x = np.where(np.arange(n) == n // 4, lead, 0).astype(dtype) * np.ones(shape, dtype)
         lead = LD(x.max())
