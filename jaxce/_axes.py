@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxce._numerics import exact_sum
 
@@ -79,6 +80,19 @@ def placed_alike(a: Array, b: Array) -> tuple[Array, Array]:
     if not any(of_b.spec) and any(of_a.spec):
         return a, jax.sharding.reshard(b, of_a)
     return a, b
+
+
+def placed_as_examples(a: Array, x: Array, axis: int) -> Array:
+    """Put numbers of examples, if all devices have them, where the examples of x are.
+
+    The axis of the classes is missing in the numbers.
+    """
+    sharding = jax.typeof(x).sharding
+    spec = (*sharding.spec, *(None,) * (x.ndim - len(sharding.spec)))
+    spec = PartitionSpec(*spec[:axis], *spec[axis + 1 :])
+    if any(jax.typeof(a).sharding.spec) or not any(spec):
+        return a
+    return jax.sharding.reshard(a, NamedSharding(sharding.mesh, spec))
 
 
 def class_index(x: Array, axis: int, dtype: jnp.dtype) -> Array:

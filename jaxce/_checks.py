@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxce._axes import placed_alike
 from jaxce._numerics import wide, wide_dtype
@@ -52,6 +52,28 @@ def integers(name: str, x: ArrayLike) -> jax.Array:
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, class indices, got {x.dtype}.")
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def real(name: str, x: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:
+    """Return `x`, numbers of any real dtype, in `dtype` if one is given."""
+    x = array(name, x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{name}: expected real numbers, got {x.dtype}.")
+    return x if dtype is None else x.astype(dtype)
+
+
+def number(name: str, x: ArrayLike, dtype: DTypeLike) -> jax.Array:
+    """Return `x`, one real number, in `dtype`."""
+    if jnp.ndim(x) != 0:
+        raise ValueError(f"{name}: expected a number, got shape {jnp.shape(x)}.")
+    return real(name, x, dtype)
+
+
+def counting(labels: jax.Array, ignore_index: ArrayLike) -> jax.Array:
+    """Return which labels are not `ignore_index`."""
+    if jnp.ndim(ignore_index) != 0:
+        raise ValueError(f"ignore_index: expected one label, got shape {jnp.shape(ignore_index)}.")
+    return labels != integers("ignore_index", ignore_index).astype(labels.dtype)
 
 
 def order(

@@ -186,6 +186,65 @@ def test_tokens_that_do_not_count_do_not_exist(reduction):
     close(gradients[2], over_b)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", None])
+def test_a_weight_of_zero(reduction):
+    """Hides what is NaN from every gradient; what is finite is the derivative over the weight."""
+    x, w, b, labels = problem()
+    weights = np.where(np.arange(len(labels)) < 3, 0, 1).astype(np.float32)
+    loss, _ = exact(x, w, b, labels, weights)
+    # Bad labels, of the kernel's padding too, and inputs that are none.
+    bad_x, bad_labels = x.copy(), labels.copy()
+    bad_x[1], bad_labels[2] = np.nan, 101
+
+    def total(x, w, b, weights, labels):
+        return losses.linear_softmax_cross_entropy(
+            x, w, labels, bias=b, weights=weights, reduction=reduction, chunk_size=7
+        ).sum()
+
+    step = jax.value_and_grad(total, (0, 1, 2, 3))
+    value, gradients = step(x, w, b, weights, labels)
+    hidden_value, hidden = step(bad_x, w, b, weights, bad_labels)
+    close(hidden_value, value)
+    jax.tree.map(close, hidden[:3], gradients[:3])
+    over_weights = loss if reduction != "mean" else (loss - loss[3:].mean()) / weights.sum()
+    close(gradients[3], over_weights)
+    seen = np.setdiff1d(np.arange(len(loss)), [1, 2])
+    close(hidden[3][seen], gradients[3][seen])
+    teacher = jax.grad(
+        lambda x, w: losses.linear_distillation_loss(
+            x, w, x[:, ::-1], w[::-1], weights=weights, reduction=reduction
+        ).sum(),
+        (0, 1),
+    )
+    jax.tree.map(close, teacher(bad_x, w), teacher(np.where(weights[:, None] == 0, 0, x), w))
+
+
+def test_no_features():
+    loss = losses.linear_softmax_cross_entropy(
+        np.zeros((3, 0), np.float32), np.zeros((0, 7), np.float32), np.arange(3)
+    )
+    close(loss, np.full(3, np.log(7)))
+
+
+@pytest.mark.parametrize("reduction", ["mean", None])
+def test_float16(reduction):
+    """A mean over many tokens leaves more of the gradients of logits than float16 could hold."""
+    x, w, _, labels = problem(tokens=1024, features=32, classes=8192, scale=0.02, bias=False)
+    x, w = jnp.asarray(x, jnp.float16), jnp.asarray(w, jnp.float16)
+    weights = np.full(len(labels), 1 / len(labels))
+    _, (over_x, over_w, _) = exact(x, w, None, labels, weights)
+
+    def mean(x, w):
+        return losses.linear_softmax_cross_entropy(x, w, labels, reduction=reduction).mean()
+
+    dx, dw = jax.grad(mean, (0, 1))(x, w)
+    close(dw, over_w, 2e-3)
+    # Where no token has the label, nothing but what float16 can hold of so small a number is lost.
+    others = np.setdiff1d(np.arange(w.shape[1]), labels)
+    close(dw[:, others], over_w[:, others], 0.05)
+    close(dx, over_x, 5e-3)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_nothing_left(reduction):
     x, w, _, labels = problem()
@@ -430,6 +489,18 @@ def test_no_nan_in_passing(no_nans):
         ({"class_axis": 2}, ValueError, "class_axis: expected -1 or 0"),
         ({"chunk_size": 0}, ValueError, "chunk_size: expected a positive number"),
         ({"reduction": "avg"}, ValueError, "reduction: expected None, 'mean' or 'sum', got 'avg'"),
+        ({"kernel": np.zeros((5, 0), np.float32)}, ValueError, "kernel: expected at least one cl"),
+        ({"bias": np.zeros(7, np.complex64)}, TypeError, "bias: expected real numbers"),
+        ({"weights": np.zeros(4, np.complex64)}, TypeError, "weights: expected real numbers"),
+        ({"chunk_size": 2.0}, ValueError, "chunk_size: expected a positive number .* got 2.0"),
+        ({"gradient_dtype": jnp.int32}, TypeError, "gradient_dtype: expected a floating dtype"),
+        ({"num_classes": 5.5}, ValueError, "num_classes: expected an integer from 1 to 7"),
+        ({"num_classes": 8}, ValueError, "num_classes: expected an integer from 1 to 7"),
+        ({"ignore_index": 2.5}, TypeError, "ignore_index: expected an integer dtype"),
+        ({"ignore_index": np.arange(2)}, ValueError, "ignore_index: expected one label"),
+        ({"z_loss": np.zeros(4, np.float32)}, ValueError, "z_loss: expected a number"),
+        ({"label_smoothing": np.zeros(4)}, ValueError, "label_smoothing: expected a number"),
+        ({"soft_cap": np.ones(7)}, ValueError, "soft_cap: expected a number"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else None,
 )

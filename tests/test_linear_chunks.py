@@ -42,6 +42,29 @@ def test_memory(reduction):
         assert temporary_bytes(2048, 256, 33003, reduction, **more) < 40e6
 
 
+@pytest.mark.parametrize("reduction", ["mean", None])
+def test_memory_of_second_derivatives(reduction):
+    """Not of the size of all tokens, whichever mode is taken of which."""
+
+    def temporaries(tokens, function):
+        def loss(w):
+            x, labels = jnp.ones((tokens, 16)), jnp.zeros(tokens, jnp.int32)
+            return losses.linear_softmax_cross_entropy(
+                x, w, labels, reduction=reduction, chunk_size=64
+            ).mean()
+
+        compiled = jax.jit(function(loss)).lower(jnp.ones((16, 8192))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    for function in (
+        lambda loss: jax.grad(lambda w: jnp.sum(jax.grad(loss)(w) ** 2)),
+        lambda loss: jax.grad(lambda w: jax.jvp(loss, (w,), (w,))[1]),
+        lambda loss: lambda w: jax.jvp(jax.grad(loss), (w,), (w,))[1],
+    ):
+        few, many = (temporaries(n, function) for n in (256, 1024))
+        assert many - few < 4 * 64 * 8192, f"{few} {many}"  # less than a chunk
+
+
 @pytest.mark.parametrize("spread", [True, False])
 @pytest.mark.parametrize("alive", [1, 2])
 @pytest.mark.parametrize(("features", "enough"), [(3, 64), (64, 128), (4096, 256)])

@@ -124,24 +124,31 @@ def test_shard_map(name, reduction, check_vma):
     assert sum(once) <= TOKENS * FEATURES + kernel_gradient + 8
 
 
-def test_statistics_and_distillation_over_classes():
-    """The entropy, the normalizer and a teacher see all classes, not the ones of a device."""
+@pytest.mark.parametrize("tokens", [None, "c", ("t", "c")], ids=str)
+def test_statistics_and_distillation_over_classes(tokens):
+    """The entropy, the normalizer and a teacher see all classes, not the ones of a device.
+
+    Tokens may be spread over the same devices: all tokens meet all classes.
+    """
     (x, w, b, labels), *_ = setting()
-    mesh = jax.make_mesh((8,), ("c",), axis_types=(AxisType.Explicit,))
+    mesh = jax.make_mesh((2, 4), ("t", "c"), axis_types=(AxisType.Explicit,) * 2)
 
     def both(x, w, b):
         statistics = losses.linear_softmax_statistics(x, w, labels, bias=b, chunk_size=16)
         divergence = losses.linear_distillation_loss(
             x, w, -x, 0.5 * w, student_bias=b, reduction="mean", chunk_size=16
         )
-        return sum(s.sum() for s in statistics) + divergence
+        loss = losses.linear_softmax_cross_entropy(
+            x, w, labels, bias=b, weights=jnp.arange(TOKENS), reduction="sum", chunk_size=16
+        )
+        return sum(s.sum() for s in statistics) + divergence + loss
 
     step = jax.jit(jax.value_and_grad(both, (0, 1, 2)))
     wanted, wanted_gradients = step(x, w, b)
     with jax.set_mesh(mesh):
         spread = [
             jax.device_put(a, NamedSharding(mesh, s))
-            for a, s in zip((x, w, b), (P(), P(None, "c"), P("c")), strict=True)
+            for a, s in zip((x, w, b), (P(tokens), P(None, "c"), P("c")), strict=True)
         ]
         value, gradients = step(*spread)
     close(value, wanted)

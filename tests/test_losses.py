@@ -90,6 +90,11 @@ def test_binary_with_weights_and_any_labels():
     value, grads, _ = pulled(functools.partial(binary, pos_weight=weights), x, p)
     close(value, exact.sigmoid_cross_entropy(x, p, weights))
     close(grads[0], exact.sigmoid_cross_entropy_grad(x, p, weights))
+    # Over the labels: a difference of two losses, at 0 and 1 too.
+    over_labels = weights * np.logaddexp(0, -x) - np.logaddexp(0, x)
+    for labels in (p, np.zeros_like(p), np.ones_like(p)):
+        grads = pulled(functools.partial(binary, pos_weight=weights), x, labels)[1]
+        compare(grads[1], over_labels, rtol=1e-4)
     hard = p > 0.25
     for labels in (hard, hard.astype(np.int32)):
         close(binary(x, labels), exact.sigmoid_cross_entropy(x, hard.astype(float)))

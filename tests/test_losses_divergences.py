@@ -75,6 +75,16 @@ def teacher_of(x, k, temper=1.0):
     return indices, np.take_along_axis(log_p, indices, -1)
 
 
+def test_top_k_of_none():
+    """All others are one class for both."""
+    none = np.zeros((4, 0), np.float32)
+    value, (grad, _), _ = pulled(
+        lambda s, t: top_k(s, np.zeros((4, 0), int), t), sample(4, 6)[0], none
+    )
+    np.testing.assert_array_equal(value, np.zeros(4))
+    np.testing.assert_array_equal(grad, np.zeros((4, 6)))
+
+
 @pytest.mark.parametrize(("k", "shape"), [(1, (4, 6)), (2, (6,)), (5, (2, 3, 6))])
 def test_top_k_distillation_is_the_divergence_of_coarse_distributions(k, shape):
     student, teacher = sample(*shape)[0], sample(*shape, seed=1)[0]

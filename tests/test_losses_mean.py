@@ -52,6 +52,19 @@ def test_weighted_mean():
     compare(over_weights, (np.array([1, 2, 4]) - 20 / 7) / 7)
 
 
+def test_gradient_over_weights_of_zero():
+    def mean(weights, values):
+        return losses.mean(values, weights=weights)
+
+    weights = jnp.array([0.0, 1.0, 1.0])
+    gradient = jax.grad(mean)(weights, jnp.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(gradient, [(1 - 2.5) / 2, -0.25, 0.25], rtol=1e-6)
+    for hidden in (NAN, INF):
+        gradients = jax.grad(mean, (0, 1))(weights, jnp.array([hidden, 2.0, 3.0]))
+        np.testing.assert_allclose(gradients[0][1:], [-0.25, 0.25], rtol=1e-6)
+        np.testing.assert_array_equal(gradients[1], [0, 0.5, 0.5])
+
+
 def test_mask_of_a_mean_broadcasts():
     """nnx gives 5.0: it sums what the mask selects but counts the mask once."""
     values = array([[1.0, 2, 3], [2, 5, 4]])

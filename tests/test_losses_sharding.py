@@ -262,6 +262,16 @@ def test_shard_map(case, mesh):
         compare(run(*args), exact(x, target, **keywords))
 
 
+def test_labels_that_all_devices_have():
+    x, labels = sample("labels")
+    where = np.arange(len(labels)) % 3 > 0
+    want = integer(x, labels, where=where, ignore_index=1)
+    with using("rows and classes", AxisType.Explicit) as mesh:
+        spread = jax.device_put(x, NamedSharding(mesh, P("r", None)))
+        got = integer(spread, labels, where=where, ignore_index=1)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_masks_bad_and_ignored_labels(types):
     """What an example's edge is does not depend on where its classes are."""

@@ -14,7 +14,7 @@ Both are differentiable in forward and in reverse mode, to every order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +23,10 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from jaxce import _axes
-from jaxce._numerics import wide_dtype
+from jaxce._numerics import wide, wide_dtype
 from jaxce.losses._cuts import Strides, Windows
 from jaxce.losses._linear_map import linear_map
+from jaxce.losses._reduction import left_out
 
 # Each part of a kernel's gradient is added in its turn: beside the gradient no second one is alive.
 # On a CPU a part, and what it is made of, is 2 MB: it is still in the cache when it is added.
@@ -134,7 +135,7 @@ def _values(
 
 
 def _total(values: Array, weights: Array) -> Array:
-    return jnp.sum(_axes.products(weights, jnp.where(weights == 0, 0, values)))
+    return jnp.sum(_axes.products(weights, left_out(weights, values)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -163,7 +164,7 @@ def _(plan, primals, tangents):
         )
         change = change + (lax.psum(inner, tuple(sorted(partial_over))) if partial_over else inner)
     if not isinstance(d_weights, SymbolicZero):
-        change = change + jnp.sum(_axes.products(d_weights, values))
+        change = change + jnp.sum(_axes.products(d_weights, left_out(weights, values)))
     return total, change
 
 
@@ -200,6 +201,9 @@ def _sweep(
     are this device's share.
     """
     heads, shared, tokens, weights = operands
+    size = _size(heads, weights)
+    if size is not None:
+        weights = jax.tree.map(lambda w: w / size.astype(w.dtype), weights)
     leaves, structure = jax.tree.flatten((heads, shared))
     is_wanted = jax.tree.unflatten(structure, [i in wanted for i in range(len(leaves))])
 
@@ -251,12 +255,29 @@ def _sweep(
         )
         return (head_sums, shared_sums), values
 
+    step = jax.checkpoint(step, prevent_cse=False)
     (head_sums, shared_sums), values = lax.scan(step, start, jnp.arange(cut.chunks))
     gradients = tuple(
         total._replace(inputs=None if total.inputs is None else cut.joined(total.inputs))
         for total in head_sums
     )
-    return jax.tree.map(cut.in_order, values), jax.tree.leaves((gradients, shared_sums))
+    sums = jax.tree.leaves((gradients, shared_sums))
+    if size is not None:
+        sums = [(wide(g) * size.astype(wide_dtype(g.dtype))).astype(g.dtype) for g in sums]
+    return jax.tree.map(cut.in_order, values), sums
+
+
+def _size(heads: tuple[Head, ...], weights: Any) -> Array | None:
+    """Return a power of two near the largest weight where gradients of logits become float16.
+
+    Multiplied by the weights of a mean they would all be 0.
+    """
+    if all(head.inputs.dtype != jnp.float16 for head in heads):
+        return None
+    tops = [jnp.max(jnp.abs(w), initial=0) for w in jax.tree.leaves(weights)]
+    top = lax.stop_gradient(reduce(jnp.maximum, tops))
+    sound = jnp.isfinite(top) & (top > 0)
+    return jnp.where(sound, jnp.exp2(jnp.floor(jnp.log2(jnp.where(sound, top, 1)))), 1)
 
 
 def _is_none(x: Any) -> bool:

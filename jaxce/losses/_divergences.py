@@ -201,11 +201,9 @@ def distillation_loss(
     """
     rows = logits_rows(student_logits, axis, where, axis_name, name="student_logits")
     s, t = _checks.floating_pair("student_logits", rows.x, "teacher_logits", teacher_logits)
-    if jnp.ndim(temperature) != 0:
-        raise ValueError(f"temperature: expected a number, got shape {jnp.shape(temperature)}.")
     if 0 in [s.shape[a] for a in rows.positions]:
         return jnp.sum(s, rows.positions)  # no classes: nothing is left
-    scale = jnp.asarray(temperature, s.dtype)
+    scale = _checks.number("temperature", temperature, s.dtype)
     t, _ = prepared(t, rows.mask, rows.axes)
     exact = _softmax_pair.Exact(t, s, scale)
     t, s = _softened(t, scale), _softened(s, scale)
@@ -278,6 +276,8 @@ def distillation_loss_top_k(
             f"{(*x.shape[:-1], 'k')}, got {indices.shape} and {t.shape}."
         )
     rows = logits_rows(x, -1, where, name="student_logits")
+    if t.shape[-1] == 0:
+        return jnp.sum(t, -1)  # none is named: both have the one class of all others
     if rows.left is not None:  # what is in the other examples reaches nothing
         left = jnp.expand_dims(rows.left, -1)
         indices, t = jnp.where(left, indices, 0), jnp.where(left, t, 0)

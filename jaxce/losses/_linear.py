@@ -23,7 +23,7 @@ from jaxce.losses import _chunks, _linear_layer
 from jaxce.losses._divergences import distillation_loss
 from jaxce.losses._focal import soft_cap as capped
 from jaxce.losses._linear_layer import Layout, Tokens
-from jaxce.losses._reduction import AxisName
+from jaxce.losses._reduction import AxisName, left_out
 from jaxce.losses._softmax_losses import integer_loss
 
 Reduction = Literal["mean", "sum"] | None
@@ -141,7 +141,7 @@ def _divergence(chunk: _Chunk) -> tuple[Array, None]:
 def _given(dtype: DTypeLike, **scalars: ArrayLike | None) -> dict[str, Array]:
     """Return the numbers that all tokens share, without those that are left at their default."""
     return {
-        name: jnp.asarray(value, dtype)
+        name: _checks.number(name, value, dtype)
         for name, value in scalars.items()
         if value is not None and not (isinstance(value, int | float) and value == 0)
     }
@@ -155,14 +155,19 @@ def _reduced(
     tokens: Tokens,
     weights: ArrayLike | None,
     reduction: Reduction,
+    num_classes: int | None = None,
 ) -> Array:
     if reduction not in (None, "mean", "sum"):
         raise ValueError(f"reduction: expected None, 'mean' or 'sum', got {reduction!r}.")
     shape = heads[0].inputs.shape[:-1]
     w = _linear_layer.weights_of(weights, tokens.keep, shape, _dtype(heads))
+    if weights is not None:  # what only a loss of NaN can come of reaches no gradient either
+        sound = _linear_layer.sound(heads, tokens.labels, layout, num_classes)
+        keep = sound | (w != 0)
+        tokens = tokens._replace(keep=keep if tokens.keep is None else keep & tokens.keep)
     if reduction is None:
         values = _linear_layer.run(loss, layout, heads, shared, tokens)
-        return values if weights is None else jnp.where(w == 0, 0, values) * w
+        return values if weights is None else left_out(w, values) * w
     if reduction == "mean":
         count = jnp.sum(w)
         w = jnp.where(count == 0, 0, w / jnp.where(count == 0, 1, count))
@@ -248,6 +253,7 @@ def linear_softmax_cross_entropy(
     """
     layout = _linear_layer.layout(class_axis, chunk_size, gradient_dtype, axis_name)
     head = _linear_layer.head(inputs, kernel, bias, layout.class_axis)
+    _linear_layer.check_classes(num_classes, head, layout)
     shape = head.inputs.shape[:-1]
     labels = _linear_layer.labels_of(labels, shape)
     keep = _linear_layer.kept(where, shape, labels, ignore_index)
@@ -255,7 +261,9 @@ def linear_softmax_cross_entropy(
         _dtype((head,)), label_smoothing=label_smoothing, soft_cap=soft_cap, z_loss=z_loss
     )
     loss = partial(_of_chunk, _cross_entropy, num_classes)
-    return _reduced(loss, layout, (head,), shared, Tokens(labels, keep), weights, reduction)
+    return _reduced(
+        loss, layout, (head,), shared, Tokens(labels, keep), weights, reduction, num_classes
+    )
 
 
 @jit_measure(*_STATIC)
@@ -313,6 +321,7 @@ def linear_softmax_statistics(
     """
     layout = _linear_layer.layout(class_axis, chunk_size, gradient_dtype, axis_name)
     head = _linear_layer.head(inputs, kernel, bias, layout.class_axis)
+    _linear_layer.check_classes(num_classes, head, layout)
     shape = head.inputs.shape[:-1]
     labels = _linear_layer.labels_of(labels, shape)
     keep = _linear_layer.kept(where, shape, labels, ignore_index)
@@ -401,8 +410,9 @@ def linear_distillation_loss(
         raise ValueError(
             f"teacher_kernel: expected the {sizes[0]} classes of student_kernel, got {sizes[1]}."
         )
+    _linear_layer.check_classes(num_classes, student, layout)
     keep = _linear_layer.kept(where, shape)
-    shared = {"temperature": jnp.asarray(temperature, _dtype((student,)))}
+    shared = {"temperature": _checks.number("temperature", temperature, _dtype((student,)))}
     loss = partial(_of_chunk, _divergence, num_classes)
     return _reduced(
         loss, layout, (student, teacher), shared, Tokens(None, keep), weights, reduction

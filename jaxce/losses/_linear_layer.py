@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -38,10 +40,13 @@ def layout(
 ) -> Layout:
     if class_axis not in (-2, -1, 0, 1):
         raise ValueError(f"class_axis: expected -1 or 0, an axis of the kernel, got {class_axis}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected a positive number of tokens, got {chunk_size}.")
+    if chunk_size is not None and (not isinstance(chunk_size, Integral) or chunk_size < 1):
+        raise ValueError(f"chunk_size: expected a positive number of tokens, got {chunk_size!r}.")
     dtype = None if gradient_dtype is None else jnp.dtype(gradient_dtype)
-    return Layout(class_axis % 2, chunk_size, dtype, mesh_axes(axis_name))
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"gradient_dtype: expected a floating dtype, got {dtype}.")
+    size = None if chunk_size is None else int(chunk_size)
+    return Layout(class_axis % 2, size, dtype, mesh_axes(axis_name))
 
 
 def head(
@@ -61,8 +66,10 @@ def head(
             f"of {who}kernel {w.shape}, got shape {x.shape}. class_axis says which axis of the "
             f"kernel holds the classes; here it is {class_axis}."
         )
+    if w.shape[class_axis] == 0:
+        raise ValueError(f"{who}kernel: expected at least one class, got shape {w.shape}.")
     if bias is not None:
-        bias = jnp.asarray(bias)
+        bias = _checks.real("bias", bias)
         if bias.shape != (w.shape[class_axis],):
             raise ValueError(
                 f"{who}bias: expected one number per class, shape ({w.shape[class_axis]},), "
@@ -70,6 +77,24 @@ def head(
             )
     dtype = jnp.promote_types(x.dtype, w.dtype)
     return _chunks.Head(x.astype(dtype), w.astype(dtype), bias)
+
+
+def _classes(head: _chunks.Head, layout: Layout) -> int:
+    """Return the number of columns on all devices that the classes are spread over."""
+    own = head.kernel.shape[layout.class_axis]
+    return own * lax.axis_size(layout.names) if layout.names else own
+
+
+def check_classes(num_classes: int | None, head: _chunks.Head, layout: Layout) -> None:
+    """Refuse a number of classes that the kernel cannot have."""
+    columns = _classes(head, layout)
+    if num_classes is not None and not (
+        isinstance(num_classes, Integral) and 1 <= num_classes <= columns
+    ):
+        raise ValueError(
+            f"num_classes: expected an integer from 1 to {columns}, the classes of the kernel with "
+            f"its padding, got {num_classes!r}."
+        )
 
 
 def labels_of(labels: ArrayLike, shape: tuple[int, ...]) -> Array:
@@ -92,14 +117,25 @@ def kept(
     keep = _checks.mask(where, shape, "the tokens")
     if labels is None or ignore_index is None:
         return keep
-    counts = labels != jnp.asarray(ignore_index).astype(labels.dtype)
+    counts = _checks.counting(labels, ignore_index)
     return counts if keep is None else keep & counts
+
+
+def sound(
+    heads: tuple[_chunks.Head, ...], labels: Array | None, layout: Layout, num_classes: int | None
+) -> Array:
+    """Return which tokens have finite inputs, and a label that is a class if they have any."""
+    finite = [jnp.all(jnp.isfinite(head.inputs), -1) for head in heads]
+    if labels is not None:
+        classes = _classes(heads[0], layout) if num_classes is None else num_classes
+        finite.append((labels >= 0) & (labels < classes))
+    return reduce(jnp.logical_and, finite)
 
 
 def weights_of(
     weights: ArrayLike | None, keep: Array | None, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Array:
-    w = jnp.ones(shape, dtype) if weights is None else jnp.asarray(weights).astype(dtype)
+    w = jnp.ones(shape, dtype) if weights is None else _checks.real("weights", weights, dtype)
     try:
         w = jnp.broadcast_to(w, shape)
     except ValueError:
@@ -137,7 +173,7 @@ def _local(
     """Compute on the arrays of one device; `spread` names the mesh axes of its tokens."""
     *shape, _ = heads[0].inputs.shape
     kernel = heads[0].kernel
-    count = jnp.size(heads[0].inputs[..., 0])
+    count = math.prod(shape)
     # The logits of all layers are alive, and capped ones beside those that they are made of.
     alive = len(heads) * (1 + ("soft_cap" in shared))
     sizes = kernel.shape[1 - layout.class_axis], kernel.shape[layout.class_axis]
@@ -189,8 +225,12 @@ def run(
     if not explicit:
         return _local(loss, layout, (), heads, shared, tokens, weights)
 
-    *token_spec, _ = _spec(inputs)
     class_spec = _spec(kernel)[layout.class_axis]
+    names = mesh_axes(class_spec)
+    # All devices with some of the classes have the same tokens.
+    token_spec = [
+        tuple(n for n in mesh_axes(s) if n not in names) or None for s in _spec(inputs)[:-1]
+    ]
     on_tokens = PartitionSpec(*token_spec)
     of_head = _chunks.Head(
         PartitionSpec(*token_spec, None),
@@ -204,7 +244,6 @@ def run(
         None if weights is None else on_tokens,
     )
     arguments = jax.tree.map(jax.sharding.reshard, (heads, shared, tokens, weights), specs)
-    names = mesh_axes(class_spec)
     on_device = partial(
         _local,
         loss,

@@ -19,6 +19,19 @@ def mesh_axes(axis_name: AxisName) -> tuple[str, ...]:
     return () if axis_name is None else (axis_name,) if isinstance(axis_name, str) else axis_name
 
 
+def counted(weights: Array, values: Array) -> Array:
+    """Return weights * values, 0 where the weight is 0 and the value infinite."""
+    return weights * jnp.where((weights == 0) & jnp.isinf(values), 0, values)
+
+
+def left_out(weights: Array, values: Array) -> Array:
+    """Return the values of examples, 0 for what is not finite where the weight is 0.
+
+    What is finite stays: it is the derivative over the weight.
+    """
+    return jnp.where((weights == 0) & ~jnp.isfinite(values), 0, values)
+
+
 def sum_and_count(
     values: ArrayLike,
     where: ArrayLike | None = None,
@@ -65,7 +78,7 @@ def _sum_and_count(
     mask = _checks.mask(where, v.shape, "values")
     w = jnp.ones_like(v)
     if weights is not None:
-        w = jnp.asarray(weights).astype(v.dtype)
+        w = _checks.real("weights", weights, v.dtype)
         try:
             w = jnp.broadcast_to(w, v.shape)
         except ValueError:
@@ -75,8 +88,7 @@ def _sum_and_count(
             ) from None
     if mask is not None:
         v, w = jnp.where(mask, v, 0), jnp.where(mask, w, 0)
-    # A weight of 0 leaves an example out, like where: 0 * inf is not asked for.
-    total, count = jnp.sum(_axes.products(w, jnp.where(w == 0, 0, v))), jnp.sum(w)
+    total, count = jnp.sum(_axes.products(w, left_out(w, v))), jnp.sum(w)
     return (total, count) if axis_name is None else lax.psum((total, count), axis_name)
 
 

@@ -11,6 +11,7 @@ from jaxce import _checks
 from jaxce._binary import cross_entropy_of_logit, finite, sigmoid, times, variance
 from jaxce._jit import jit_measure
 from jaxce._numerics import power, reciprocal
+from jaxce.losses._reduction import counted
 
 
 def _pair(logits: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
@@ -62,9 +63,7 @@ def sigmoid_binary_cross_entropy(
         ) from None
     positive = cross_entropy_of_logit(jnp.ones_like(y), x)
     negative = cross_entropy_of_logit(jnp.zeros_like(y), x)
-    return jnp.where(y == 0, 0, weight * y) * jnp.where(y == 0, 0, positive) + jnp.where(
-        y == 1, 0, 1 - y
-    ) * jnp.where(y == 1, 0, negative)
+    return counted(weight * y, positive) + counted(1 - y, negative)
 
 
 @jit_measure()

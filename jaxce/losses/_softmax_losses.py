@@ -15,7 +15,7 @@ from jaxce._categorical_logits import finished, prepared
 from jaxce._jit import jit_measure
 from jaxce._numerics import wide
 from jaxce._softmax import Partition
-from jaxce.losses._reduction import AxisName, mesh_axes
+from jaxce.losses._reduction import AxisName, counted, mesh_axes
 
 Axis = int | tuple[int, ...] | None
 
@@ -296,8 +296,11 @@ def integer_loss(
         positions = (x.ndim - 1,)
     _checks.classes("labels", labels, "logits", x.shape, positions)
     if ignore_index is not None:
-        counts = labels != jnp.asarray(ignore_index).astype(labels.dtype)
+        counts = _checks.counting(labels, ignore_index)
         keep = counts if keep is None else keep & counts
+    labels = _axes.placed_as_examples(labels, x, positions[0])
+    if keep is not None:
+        keep = _axes.placed_as_examples(keep, x, positions[0])
     axes = (*positions, *mesh_axes(axis_name))
     (class_axis,) = positions
     if x.shape[class_axis] == 0:
@@ -313,7 +316,7 @@ def integer_loss(
     )[0]
     if class_weights is not None:
         weights = _weights(class_weights, x, class_axis)
-        loss = loss * _of_label(weights, x, labels, axes, class_axis)
+        loss = counted(_of_label(weights, x, labels, axes, class_axis), loss)
         if smoothing is not None:
             exists = (x > -jnp.inf).astype(loss.dtype)
             spread = exists / total_over(exists, axes) * weights
