@@ -147,7 +147,35 @@ BAD = {
     "weights": (
         lambda: np.save("weights.npy", np.where(np.arange(N) == 44, -1.0, 1)),
         PLAIN + " --weights weights.npy",
-        "--weights: weights.npy, row 44: expected finite numbers from 0, got -1.0",
+        "--weights: weights.npy, row 44: expected finite float32 numbers from 0, got -1.0",
+    ),
+    "weights past float32": (
+        lambda: np.save("weights.npy", np.where(np.arange(N) == 44, 1e39, 1)),
+        PLAIN + " --weights weights.npy",
+        "--weights: weights.npy, row 44: expected finite float32 numbers from 0, got 1e+39",
+    ),
+    "weights that float32 has not": (
+        lambda: np.save("weights.npy", np.where(np.arange(N) == 44, 1e-50, 1)),
+        PLAIN + " --weights weights.npy",
+        "--weights: weights.npy, row 44: expected finite float32 numbers from 0, got 1e-50",
+    ),
+    "complex weights": (
+        lambda: np.save("weights.npy", np.ones(N, complex)),
+        PLAIN + " --weights weights.npy",
+        "--weights: weights.npy: expected numbers, got complex128",
+    ),
+    "weights of time": (
+        lambda: np.save("weights.npy", np.ones(N, "m8[s]")),
+        PLAIN + " --weights weights.npy",
+        "--weights: weights.npy: expected numbers, got timedelta64[s]",
+    ),
+    "long double": (
+        lambda: np.save("logits.npy", LOGITS.astype(np.longdouble)),
+        PLAIN,
+        "--logits: logits.npy: expected floating numbers, got float128",
+    ),
+    "too many bytes": (
+        None, PLAIN + " --bytes-per-token 1e39", "--bytes-per-token: expected more than 0"
     ),
     "where": (
         lambda: np.save("where.npy", np.arange(N)),

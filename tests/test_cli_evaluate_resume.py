@@ -106,6 +106,63 @@ def test_another_job_is_not_resumed(interrupted, change, message):
     assert (interrupted[0] / "out/state.npz").read_bytes() == before
 
 
+def test_resumed_before_a_last_batch_of_fewer_rows(files, monkeypatch):
+    """It has the shape of the others also if nothing but it is left."""
+    rng = np.random.default_rng(0)
+    np.save("wide.npy", rng.standard_normal((203, 1000), np.float32))
+    np.savez("others.npz", labels=rng.integers(0, 1000, 203), weights=rng.random(203, np.float32))
+    options = ["--logits", "wide.npy", "--labels", "others.npz", "--weights", "others.npz"]
+    options += ["--batch-size", "24"]
+    assert run(*options, "--report", "whole").exit_code == 0
+    save, saved = _checkpoint.save, []
+
+    def interrupting(path, state, job):
+        save(path, state, job)
+        saved.append(path)
+        if len(saved) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(_job, "_SECONDS", 0)
+    monkeypatch.setattr(_checkpoint, "save", interrupting)
+    assert run(*options, "--report", "out").exit_code == 130
+    result = run(*options, "--report", "out", "--resume")
+    assert "resumed after 8 of 9 batches" in result.stdout
+    assert numbers(files / "out") == numbers(files / "whole")
+
+
+@pytest.mark.parametrize("content", [b"", b"half", "a plain array", "of something else"])
+def test_a_state_of_something_else_is_left_alone(content, files):
+    state = files / "out" / "state.npz"
+    state.parent.mkdir()
+    if isinstance(content, bytes):
+        state.write_bytes(content)
+    else:
+        with state.open("wb") as file:
+            np.save(file, np.ones(3)) if "plain" in content else np.savez(file, a=np.ones(3))
+    before = state.read_bytes()
+    expected = {"": "state.npz is not of an evaluation", "--resume": "cannot read out/state.npz"}
+    for option, message in expected.items():
+        result = run(*FILES, "--report", "out", *filter(None, [option]))
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert state.read_bytes() == before
+
+
+def test_input_is_not_overwritten(files):
+    (files / "out").mkdir()
+    np.savez("out/state.npz", logits=LOGITS, labels=LABELS)
+    both = ["--logits", "out/state.npz", "--labels", "out/state.npz", "--report", "out"]
+    assert run(*both).exit_code == 2
+    assert (files / "out" / "state.npz").exists()
+    (files / "shards").mkdir()
+    np.save("shards/a.npy", LOGITS)
+    result = run("--logits", "shards", *FILES[2:], "--report", "shards")
+    assert result.exit_code == 2
+    assert "shards is a folder of shards" in result.stderr
+    assert os.listdir("shards") == ["a.npy"]
+
+
 def test_resume_of_nothing_starts_from_the_beginning(files):
     result = run(*FILES, "--report", "out", "--resume")
     assert result.exit_code == 0

@@ -127,7 +127,26 @@ def test_bad_labels_are_counted_and_not_scored():
     close(got, want)
     assert state["ce"].bad_labels.integer() == 4
     where = good | (np.arange(ROWS) == 3)
-    assert ALL.update(x, labels, where, bytes=size).compute()["bad_labels"] == 1
+    for left_out in ({"where": where}, {"weights": where.astype(np.float32)}):
+        assert ALL.update(x, labels, **left_out, bytes=size).compute()["bad_labels"] == 1
+
+
+def test_soft_targets_and_logits_broadcast():
+    """Examples are counted as often as there are pairs, whichever side is given once."""
+    x, p, weights, size = sample(soft=True)
+    x[:], weights = x[0], weights[:6]
+    one, many = x[:1], p[:6]
+    want = ALL.update(x[:6], many, weights=weights, bytes=size[:6]).compute()
+    del want["bad_labels"]
+    close(ALL.update(one, many, weights=weights, bytes=size[:6]).compute(), want)
+    rows = x[:6].reshape(2, 3, -1)
+    close(
+        ALL.update(
+            rows[:, :1], many.reshape(2, 3, -1), weights=weights.reshape(2, 3),
+            bytes=size[:6].reshape(2, 3),
+        ).compute(),
+        want,
+    )  # fmt: skip
 
 
 def test_empty_is_nan():
@@ -157,6 +176,11 @@ def test_infinite_surprisal_and_nan():
     got = ALL.update(x, labels, bytes=size).compute()
     assert got.pop("bad_labels") == 0
     assert all(np.isnan(v) for v in got.values())
+    x, p, _, size = sample(soft=True)
+    p[0, 4] = np.nan
+    got = ALL.update(x, p, bytes=size).compute()
+    assert np.isfinite([got.pop("bad_labels"), got.pop("entropy")]).all()
+    assert all(np.isnan(v) for v in got.values()), got
     got = metrics.Mean.empty().update(jnp.array([jnp.inf, 1.0]), weights=jnp.array([2.0, 1.0]))
     assert got.compute() == np.inf
 

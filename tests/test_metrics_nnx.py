@@ -72,6 +72,17 @@ def test_a_masked_nan_does_not_count():
     assert both.compute()["loss"] == 2.5
 
 
+def test_a_collection_takes_what_is_its_own():
+    members = {"ce": metrics.CrossEntropy.empty(base=2), "length": metrics.Mean.empty()}
+    both = nnx.MultiMetric(
+        ours=NnxMetric(metrics.Collection.empty(**members)), theirs=nnx.metrics.Average("loss")
+    )
+    both.update(logits=LOGITS, labels=LABELS, loss=jnp.ones(3), length=jnp.arange(3.0))
+    got = both.compute()
+    assert got["theirs"] == 1
+    assert got["ours"]["length"] == 1
+
+
 def test_what_is_missing_is_named():
     with pytest.raises(TypeError, match="labels"):
         multi().update(logits=LOGITS, loss=jnp.ones(3))

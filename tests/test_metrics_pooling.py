@@ -284,6 +284,19 @@ def test_sharded_arrays(types, spec):
     assert sum(sizes) <= 15 * len(x)  # for all metrics together; the logits are 24 an example
 
 
+def test_logits_that_are_spread_and_labels_that_are_not():
+    x, labels, where, weights = (a.reshape(-1, *a.shape[2:]) for a in batches())
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))
+    spread = jax.device_put(x, NamedSharding(mesh, P("d")))
+    soft = jax.nn.softmax(x[::-1])
+    for target in (labels, soft):
+        want = ALL.update(x, target, where, weights).compute()
+        with jax.set_mesh(mesh):
+            got = ALL.update(spread, target, where, weights).compute()
+        for name, value in want.items():
+            np.testing.assert_allclose(got[name], value, rtol=2e-6, err_msg=name)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("orbax") is None, reason="orbax is not installed")
 def test_checkpoint(tmp_path):
     import orbax.checkpoint as ocp

@@ -12,6 +12,17 @@ from jaxce.cli._files import InputError, replacing
 
 T = TypeVar("T")
 
+# A plain array has no `files`, and an empty file no magic string.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+)
+
 
 def save(path: Path, state: Any, job: dict[str, Any]) -> None:
     """Write a tree of arrays and what job it belongs to.
@@ -26,6 +37,15 @@ def save(path: Path, state: Any, job: dict[str, Any]) -> None:
         np.savez(file, *leaves, job=json.dumps(job))
 
 
+def is_state(path: Path) -> bool:
+    """Whether a file is what `save` writes."""
+    try:
+        with np.load(path) as file:
+            return "job" in file.files
+    except _UNREADABLE:
+        return False
+
+
 def load(path: Path, like: T, job: dict[str, Any]) -> T:
     """Return the arrays of `path`, in the tree of `like`.
 
@@ -36,7 +56,7 @@ def load(path: Path, like: T, job: dict[str, Any]) -> T:
         with np.load(path) as file:
             saved: dict[str, Any] = json.loads(str(file["job"]))
             leaves = [file[name] for name in file.files if name != "job"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(f"--resume: cannot read {path}: {error}") from None
     ours: dict[str, Any] = json.loads(json.dumps(job))
     for name in {**saved, **ours}:

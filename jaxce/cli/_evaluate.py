@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from jaxce.cli import _examples, _summary
+from jaxce.cli import _checkpoint, _examples, _summary
 from jaxce.cli._files import InputError, check_outputs
 from jaxce.cli._job import Job
 
@@ -114,7 +114,8 @@ def evaluate_files(
     with contextlib.closing(examples):
         examples.check(skip_bad_labels=skip_bad_labels)
         job = Job(examples, batch_size, log_probs=log_probs, skip_bad_labels=skip_bad_labels)
-        with _folder(report) as state:
+        inputs = [Path(a) for a in (logits, labels, where, weights, bytes_per_token) if a]
+        with _folder(report, inputs, resume=resume) as state:
             result = job.run(state, resume=resume)
             rows = min(int(result.metrics.steps) * job.size, examples.logits.length)
             summary = _summary.summarize(result.metrics, examples, rows)
@@ -135,7 +136,7 @@ def evaluate_files(
 
 
 @contextlib.contextmanager
-def _folder(report: Path | None) -> Generator[Path | None]:
+def _folder(report: Path | None, inputs: list[Path], *, resume: bool) -> Generator[Path | None]:
     """Make the folder, and give the file for the state; leave nothing if the input is refused."""
     if report is None:
         yield None
@@ -148,7 +149,12 @@ def _folder(report: Path | None) -> Generator[Path | None]:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"--report: cannot make {report}: {reason}") from None
-        check_outputs({f"--report {name}": report / name for name in (*_summary.FILES, state.name)})
+        names = (*_summary.FILES, state.name)
+        check_outputs({f"--report {name}": report / name for name in names}, inputs)
+        if any(path.is_dir() and path.samefile(report) for path in inputs):
+            raise InputError(f"--report: {report} is a folder of shards")
+        if state.exists() and not (resume or _checkpoint.is_state(state)):
+            raise InputError(f"--report: {state} is not of an evaluation, and would be replaced")
         for draft in report.glob(f".{state.name}.*"):  # of a run that was killed while it saved
             draft.unlink(missing_ok=True)
         yield state

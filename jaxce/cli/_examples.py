@@ -86,12 +86,16 @@ class Examples:
                 if name == "where":
                     self._refuse(column, first, (values == 0) | (values == 1), "0 or 1", values)
                 else:
-                    good = (values >= 0) & (values < np.inf)
-                    self._refuse(column, first, good, "finite numbers from 0", values)
+                    with np.errstate(over="ignore"):
+                        narrow = values.astype(np.float32)
+                    good = (values >= 0) & (narrow < np.inf) & ((values == 0) | (narrow > 0))
+                    self._refuse(column, first, good, "finite float32 numbers from 0", values)
             if not (skip_bad_labels or self._labels_are_classes):
                 given = self.labels.read(first, last)
                 rows = self.columns(first, last)
                 good = (rows["labels"] >= 0) | ~rows.get("where", np.ones((), bool))
+                if "weights" in rows:
+                    good = good | (rows["weights"] == 0)
                 expected = f"classes from 0 to {self.classes - 1}"
                 self._refuse(self.labels, first, good, expected, given)
 
@@ -152,7 +156,7 @@ def opened(
 ) -> Examples:
     """Open the files of a command line and see that they fit each other."""
     scores = Column("--logits", logits, 1)
-    if not np.issubdtype(_kind(scores.dtype), np.floating):
+    if not _is_real(_kind(scores.dtype), np.floating):
         raise InputError(f"--logits: {logits}: expected floating numbers, got {scores.dtype}")
     if not (scores.length and scores.item[0]):
         raise InputError(f"--logits: {logits}: expected rows and classes, got none")
@@ -167,7 +171,8 @@ def opened(
         except ValueError:
             paths["bytes"] = Path(bytes_per_token)
         else:
-            if not 0 < constant < np.inf:
+            float32 = np.finfo(np.float32)
+            if not float(float32.tiny) <= constant <= float(float32.max):
                 raise InputError(f"--bytes-per-token: expected more than 0, got {constant:g}")
     options = {"bytes": "--bytes-per-token"}
     others = {
@@ -179,9 +184,7 @@ def opened(
         _check_length(column, scores)
     for name, column in others.items():
         kind = _kind(column.dtype)
-        if kind != np.bool_ and not np.issubdtype(
-            kind, np.integer if name == "where" else np.number
-        ):
+        if kind != np.bool_ and not _is_real(kind, np.integer if name == "where" else np.number):
             expected = "booleans" if name == "where" else "numbers"
             raise InputError(f"{column.option}: {column.path}: expected {expected}, got {kind}")
     return Examples(scores, classes, others, constant, ignore_index)
@@ -199,6 +202,11 @@ def _check_length(column: Column, logits: Column) -> None:
 def _shape(column: Column) -> tuple[int, ...]:
     inner = int(np.prod(column.inner, dtype=np.int64))
     return (column.length // max(inner, 1), *column.inner)
+
+
+def _is_real(dtype: np.dtype, kind: type[np.generic]) -> bool:
+    """Whether JAX has such numbers: no complex or longer ones, and no times."""
+    return np.issubdtype(dtype, kind) and dtype.kind in "iuf" and dtype.itemsize <= 8
 
 
 def _kind(dtype: np.dtype) -> np.dtype:

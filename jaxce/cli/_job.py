@@ -80,7 +80,9 @@ class Job:
             mesh = jax.make_mesh((self._devices,), ("examples",), axis_types=auto)
         left = Batches(self.examples, self.size, int(scores.steps) * self.size)
         try:
-            result = evaluate(step, left, scores, mesh=mesh, on_step=look)
+            # The last batch has the shape of the others also if it is all that is left.
+            size = self.size if self.examples.logits.length > self.size else None
+            result = evaluate(step, left, scores, batch_size=size, mesh=mesh, on_step=look)
             self._refuse_unsound(result.metrics)
         except OutputError:
             raise  # a full disk: what was saved before it was full leads on

@@ -29,7 +29,7 @@ class Examples:
 
     def __init__(self, shape: tuple[int, ...], keep: Array | None, weights: ArrayLike | None):
         self.shape = shape
-        self.keep = keep
+        self.keep: Array | None = keep
         self.weights: Array | None = None
         if weights is not None:
             self.weights = self.per_example("weights", weights)
@@ -117,6 +117,12 @@ class Batch(Examples):
         self._axes = _checks.axes(-1, x.ndim, "logits")
         if x.shape[-1] == 0:
             raise ValueError(f"logits: expected at least one class, got shape {x.shape}.")
+        self._labels = self._target = None
+        if labels is not None and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
+            self._labels = _checks.integers("labels", labels)
+            _checks.classes("labels", self._labels, "logits", x.shape, self._axes)
+        elif labels is not None:
+            self._target, x = _checks.floating_pair("labels", labels, "logits", x, narrow=True)
         keep = mask = None
         if where is not None:
             where = jnp.asarray(where)
@@ -126,18 +132,14 @@ class Batch(Examples):
                 mask = _checks.mask(where, x.shape, "logits")
         x, left = prepared(x, mask, self._axes)
         shape = x.shape[:-1]
-        keep = keep if left is None else left
-        self._labels = self._target = None
+        super().__init__(shape, keep if left is None else left, weights)
         self.bad_labels: Total = Total.empty()
-        if labels is not None and jnp.issubdtype(jnp.asarray(labels).dtype, jnp.integer):
-            self._labels = _checks.integers("labels", labels)
-            _checks.classes("labels", self._labels, "logits", x.shape, self._axes)
+        if self._labels is not None:
             good = (self._labels >= 0) & (self._labels < x.shape[-1])
-            self.bad_labels = Total.count(~good if keep is None else keep & ~good)
-            keep = good if keep is None else keep & good
-        elif labels is not None:
-            p, x = _checks.floating_pair("labels", labels, "logits", x, narrow=True)
-            self._target = p if mask is None else jnp.where(mask, p, 0)
+            self.bad_labels = Total.count(~good if self.keep is None else self.keep & ~good)
+            self.keep = good if self.keep is None else self.keep & good
+        elif self._target is not None and mask is not None:
+            self._target = jnp.where(mask, self._target, 0)
         if x.ndim > 1 and each_of_few(x, self._axes):
             x = _class_by_class(x)
             self._target = None if self._target is None else _class_by_class(self._target)
@@ -147,7 +149,6 @@ class Batch(Examples):
         at_hand = x.size * wide(x).dtype.itemsize <= _AT_HAND
         self._partition = _softmax.written_partition(x, self._axes, at_hand)
         self._bytes_given = bytes
-        super().__init__(shape, keep, weights)
 
     @property
     def bytes(self) -> Array:
@@ -244,12 +245,15 @@ class Batch(Examples):
         return lax.platform_dependent(cpu=on_cpu, default=by_index)
 
     def correct(self, top_k: int) -> Array:
-        """1 where the label is among the first classes, 0 where not, NaN where logits are NaN."""
+        """1 where the label is among the first classes, 0 where not, NaN where something is NaN."""
         if top_k == 1 and "rank" not in vars(self) and not each_of_few(self._x, self._axes):
             first = self.is_first
         else:
             first = (self.rank < top_k).astype(self._partition.total.dtype)
-        return self._of_example(first) + 0 * self.odds_against
+        correct = self._of_example(first) + 0 * self.odds_against
+        if self._target is None:
+            return correct
+        return correct + 0 * self._of_example(wide(_axes.max_over(self._target, self._axes)))
 
     @cached_property
     def brier_score(self) -> Array:

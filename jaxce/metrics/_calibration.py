@@ -107,11 +107,12 @@ class CalibrationError(Metric):
             from_right = jnp.clip(batch.doubt * self.bins, 0, self.bins - 1).astype(jnp.int32)
             index, size = self.bins - 1 - from_right, self.bins
         # Right and wrong in turn: one pass counts both, and how many there are.
-        is_wrong = (batch.correct(1) == 0).astype(jnp.int32)
+        correct = batch.correct(1)
+        is_wrong = (correct == 0).astype(jnp.int32)
         right, wrong = batch.weight_in(2 * index + is_wrong, 2 * size).apart(2)
         return replace(
             self,
-            doubt=self.doubt.merge(batch.totals(batch.doubt, index, size)),
+            doubt=self.doubt.merge(batch.totals(batch.doubt + 0 * correct, index, size)),
             wrong=self.wrong.merge(wrong),
             weight=self.weight.merge(right.merge(wrong)),
             bad_labels=self.bad_labels.merge(batch.bad_labels),
@@ -136,7 +137,7 @@ class CalibrationError(Metric):
         """Return what a reliability diagram shows: confidence, accuracy and weight of each bin."""
         doubt, wrong, weight = self._binned()
         confidence, accuracy = (1 - share.over(weight)[0] for share in (doubt, wrong))
-        # Logits of NaN are a confidence of NaN, and neither right nor wrong.
+        # NaN in logits or targets is a confidence of NaN, and neither right nor wrong.
         accuracy = jnp.where(jnp.isnan(confidence), jnp.nan, accuracy)
         return CalibrationTable(confidence, accuracy, weight.value())
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxce._axes import own_pass
+from jaxce._axes import own_pass, placed_alike
 from jaxce._numerics import two_difference
 
 AxisName = str | tuple[str, ...]
@@ -135,6 +135,7 @@ class Total:
     @staticmethod
     def count_bins(mask: Array, bins: Array, size: int) -> Total:
         """How many entries of each of `size` bins are True."""
+        mask, bins = placed_alike(mask, bins)
         zeros = jnp.zeros(size, jnp.int32)
         counts = zeros.at[bins].add(
             mask.astype(jnp.int32), mode="promise_in_bounds", out_sharding=_everywhere(mask)
@@ -153,6 +154,8 @@ class Total:
     def of_bins(values: Array, bins: Array, size: int, weights: Array | None = None) -> Total:
         """Sums of the values that share a bin, one for each of `size` bins."""
         high, low = _weighted(values, weights)
+        high, bins = placed_alike(high, bins)
+        low, bins = placed_alike(low, bins)
         # Of the values, 12 bits on a common grid: a block of such numbers adds up without rounding,
         # and what is left of each is too small for its rounding to matter.
         largest = jnp.max(jnp.abs(jnp.where(jnp.isfinite(high), high, 0)), initial=0)

@@ -57,8 +57,8 @@ class NnxMetric(nnx.Metric):
         if self.values in given:
             given["values"] = given[self.values]
         taken = inspect.signature(metric.update).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-            given = {name: value for name, value in given.items() if name in taken}
+        names = (*taken, *getattr(metric, "names", ()))  # a collection takes values of its means
+        given = {name: value for name, value in given.items() if name in names}
         self.state.set_value(metric.update(**given))
 
     def compute(self) -> Any:
