@@ -32,6 +32,8 @@ from jaxce import losses
 
 STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 LENGTH = 64  # words that the model sees at a time
+HEAD = 32  # features of an attention head
+ROUND = 64  # the table of words has a multiple of so many rows
 WORD = re.compile(rb" ?\w+|\s+| ?[^\s\w]+")  # every byte is in exactly one
 PADDING = -1
 
@@ -83,7 +85,7 @@ class Block(nnx.Module):
         self.down = nnx.Linear(4 * width, width, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        heads = self.attend(self.norms[0](x)).reshape(*x.shape[:2], -1, 32)
+        heads = self.attend(self.norms[0](x)).reshape(*x.shape[:2], -1, HEAD)
         query, key, value = jnp.split(heads, 3, axis=2)
         seen = jax.nn.dot_product_attention(query, key, value, is_causal=True)
         x = x + self.mix(seen.reshape(x.shape))
@@ -96,7 +98,7 @@ class LanguageModel(nnx.Module):
     def __init__(self, words: int, width: int, rngs: nnx.Rngs):
         self.words = words
         # Rounded up whatever the mesh, so that a checkpoint made on one goes on on another.
-        shape = (-(-words // 64) * 64, width)
+        shape = (-(-words // ROUND) * ROUND, width)
         table = jax.random.normal(rngs.params(), shape, out_sharding=P("class", None))
         self.table = nnx.Param(0.02 * table)
         self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (LENGTH, width)))
@@ -176,25 +178,39 @@ def restore(manager: ocp.CheckpointManager, model: LanguageModel, optimizer: nnx
     return step or 0
 
 
+def mesh_shape(mesh: str) -> tuple[int, int]:
+    """Read DATAxCLASS and see that there are devices, and rows of the table, for it."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", mesh):
+        raise typer.BadParameter(f"--mesh: expected DATAxCLASS such as 2x4, got {mesh!r}")
+    data, classes = map(int, mesh.split("x"))
+    if data * classes > jax.device_count():
+        raise typer.BadParameter(f"--mesh: {mesh} is more than the {jax.device_count()} devices")
+    if ROUND % classes:
+        raise typer.BadParameter(f"--mesh: expected CLASS to divide {ROUND}, got {classes}")
+    return data, classes
+
+
 def train(
-    steps: Annotated[int, typer.Option(help="Steps in all, those resumed from too.")] = 200,
-    batch: Annotated[int, typer.Option(help=f"Rows of {LENGTH} words in a step.")] = 32,
-    width: Annotated[int, typer.Option(help="Features, a multiple of 32.")] = 64,
+    steps: Annotated[int, typer.Option(min=0, help="Steps in all, those resumed from too.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help=f"Rows of {LENGTH} words in a step.")] = 32,
+    width: Annotated[int, typer.Option(min=HEAD, help=f"Features, a multiple of {HEAD}.")] = 64,
     mesh: Annotated[str, typer.Option(help="DATAxCLASS; all devices over data if empty.")] = "",
     checkpoint: Annotated[Path | None, typer.Option(help="Where to save and to resume.")] = None,
-    every: Annotated[int, typer.Option(help="Steps between reports and checkpoints.")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="Steps between reports and checkpoints.")] = 20,
     source: Annotated[Path, typer.Option(help="Folder of Python files.")] = STANDARD_LIBRARY,
     coordinator: Annotated[str, typer.Option(help="HOST:PORT of process 0.")] = "",
     processes: Annotated[int, typer.Option(help="How many processes there are.")] = 1,
     process: Annotated[int, typer.Option(help="Which of them this is.")] = 0,
 ) -> None:
     """Train a language model on source text and evaluate it on files that it has not seen."""
-    if mesh and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", mesh):
-        raise typer.BadParameter(f"--mesh: expected DATAxCLASS such as 2x4, got {mesh!r}")
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)
     mesh = mesh or f"{jax.device_count()}x1"
-    shape = tuple(map(int, mesh.split("x")))
+    shape = mesh_shape(mesh)
+    if batch % shape[0]:
+        raise typer.BadParameter(f"--batch: expected a multiple of {shape[0]} for the mesh {mesh}")
+    if width % HEAD:
+        raise typer.BadParameter(f"--width: expected a multiple of {HEAD}, got {width}")
     jax.set_mesh(jax.make_mesh(shape, ("data", "class"), (AxisType.Explicit, AxisType.Explicit)))
 
     text = read(source)

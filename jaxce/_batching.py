@@ -9,13 +9,19 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxce import _checks
+
 Batch = Any
 
 
-def sharding_of(mesh: Mesh | NamedSharding | None) -> NamedSharding | None:
+def sharding_of(mesh: object) -> NamedSharding | None:
     """Return how rows are spread: over the first axis of a mesh, or as a sharding says."""
     if isinstance(mesh, Mesh):
         return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    if mesh is not None and not isinstance(mesh, NamedSharding):
+        raise TypeError(
+            f"mesh: expected a jax.sharding.Mesh or NamedSharding, got {type(mesh).__name__}."
+        )
     return mesh
 
 
@@ -26,11 +32,25 @@ def replicated(tree: Any, sharding: NamedSharding | None) -> Any:
     return jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
+def beside(tree: Any, batch: Batch) -> Any:
+    """Return a tree of arrays on the devices that a batch is committed to, if it is.
+
+    What a step returns is there too, and is not another kind of argument than what it began with.
+    """
+    for leaf in jax.tree.leaves(batch):
+        if isinstance(leaf, Array) and leaf.committed:
+            place = leaf.sharding
+            if isinstance(place, NamedSharding):
+                return replicated(tree, place)
+            return jax.device_put(tree, place) if len(place.device_set) == 1 else tree
+    return tree
+
+
 def shards(sharding: NamedSharding | None) -> int:
     """Return into how many parts the rows that this process gives are cut."""
     if sharding is None:
         return 1
-    names = sharding.spec[0]
+    names = sharding.spec[0] if len(sharding.spec) else None
     names = names if isinstance(names, tuple) else (names,)
     parts = math.prod(sharding.mesh.shape[name] for name in names if name is not None)
     return -(-parts // jax.process_count())
@@ -106,9 +126,8 @@ class Placer:
         leaves, structure = jax.tree.flatten(piece)
         filled = [_filled(leaf, size) for leaf in leaves]
         for i, array in enumerate(filled):
-            if not _fits(array):
-                name = _names(piece)[i]
-                raise ValueError(f"{name}: expected integers of 32 bits, or jax_enable_x64.")
+            if isinstance(array, np.ndarray) and array.dtype.itemsize == 8:
+                _checks.fits(_names(piece)[i], array)
         if rows == size and self._full is not None:
             return jax.tree.unflatten(structure, self._put(filled)), self._full
         *placed, where = self._put([*filled, np.arange(size) < rows])
@@ -139,20 +158,13 @@ def _filled(leaf: Any, size: int) -> np.ndarray | Array:
     if np.ndim(leaf) and np.shape(leaf)[0] < size:
         # The rows themselves again, because zeros may be an input that a model divides by.
         array = np.asarray(leaf)
-        leaf = np.resize(array, (size, *array.shape[1:]))
-        leaf.flags.writeable = False
+        rows = np.resize(array, (size, *array.shape[1:]))
+        rows.flags.writeable = False
+        # Where full batches are committed to devices, this one is too: the step is compiled for it.
+        committed = isinstance(leaf, Array) and leaf.committed
+        leaf = jax.device_put(rows, leaf.sharding) if committed else rows
     if isinstance(leaf, Array):
         return leaf
     array = np.asarray(leaf)
     # On a CPU jax borrows a NumPy array, and a step that is under way would see it change.
     return array.copy() if array.flags.writeable else array
-
-
-def _fits(array: np.ndarray | Array) -> bool:
-    """Whether jax keeps the integers of an array as they are: of 32 bits, 2**32 is class 0."""
-    if isinstance(array, Array) or array.dtype.kind not in "iu" or not array.size:
-        return True
-    info = np.iinfo(jax.dtypes.canonicalize_dtype(array.dtype))
-    return info.bits == array.dtype.itemsize * 8 or bool(
-        info.min <= array.min() and array.max() <= info.max
-    )

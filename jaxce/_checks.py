@@ -1,6 +1,6 @@
 """Trace-time checks: dtype, rank, axis, mask and base, with messages that name the argument.
 
-Everything here looks at static properties only, so it costs nothing inside a compiled function.
+Nothing here looks at what a traced array holds, so it costs nothing inside a compiled function.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxce._axes import placed_alike
@@ -48,10 +49,21 @@ def floating(name: str, x: ArrayLike, *, narrow: bool = False) -> jax.Array:
 
 def integers(name: str, x: ArrayLike) -> jax.Array:
     """Return `x` as an integer array wide enough for any class index."""
+    if isinstance(x, np.ndarray):
+        fits(name, x)
     x = array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise TypeError(f"{name}: expected an integer dtype, class indices, got {x.dtype}.")
     return x.astype(jnp.int32) if x.dtype.itemsize < 4 else x
+
+
+def fits(name: str, x: np.ndarray) -> None:
+    """Refuse integers that JAX would not keep as they are: of 32 bits, 2**32 is class 0."""
+    if x.dtype.kind not in "iu" or not x.size:
+        return
+    info = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+    if info.bits < x.dtype.itemsize * 8 and not (info.min <= x.min() and x.max() <= info.max):
+        raise ValueError(f"{name}: expected integers of 32 bits, or jax_enable_x64.")
 
 
 def real(name: str, x: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:

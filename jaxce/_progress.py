@@ -1,6 +1,7 @@
 """A bar of an evaluation, with running values that nobody waits for."""
 
 import contextlib
+import math
 import operator
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -81,7 +82,11 @@ class RunningValues:
             local = jax.tree.map(
                 lambda x: x.addressable_data(0) if x.is_fully_replicated else x, metrics
             )
-            values = jax.tree_util.tree_leaves_with_path(_compute(local))
+            try:
+                values = jax.tree_util.tree_leaves_with_path(_compute(local))
+            except Exception:  # a bar never ends an evaluation
+                self._asked = math.inf
+                return
             self._coming = [
                 (jax.tree_util.keystr(path, simple=True, separator="."), value)
                 for path, value in values

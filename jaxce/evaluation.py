@@ -105,7 +105,7 @@ def evaluate(
         lets the step under way finish; a second one does not wait for the batch that is read.
 
     Raises:
-        TypeError: If `step` is not a function.
+        TypeError: If `step` is not a function, or `mesh` neither a mesh nor a sharding.
         ValueError: If arrays of a batch differ in their number of rows, if a batch has no rows
             along any axis, if an integer does not fit JAX's 32 bits, or if `batch_size` is not
             positive.
@@ -138,6 +138,8 @@ def evaluate(
                 if interrupted():
                     return replace(reached, interrupted=True)
                 batch, where = place(piece, size)
+                if not under_way:
+                    reached = replace(reached, metrics=_batching.beside(reached.metrics, batch))
                 if len(under_way) == _UNDER_WAY:
                     jax.block_until_ready(under_way[0])
                 before = _first_array(reached.metrics)

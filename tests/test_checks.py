@@ -72,6 +72,14 @@ def test_types_are_named():
         checks.logits(jnp.zeros(3, jnp.int32))
 
 
+@pytest.mark.skipif(jax.config.jax_enable_x64, reason="under x64 no integer is cut")
+def test_labels_that_jax_would_cut():
+    """2**32 is class 0 to a compiled function, which the check is there to tell."""
+    with pytest.raises(ValueError, match="labels: expected integers of 32 bits"):
+        checks.labels(np.array([1, 2**32]), 4)
+    checks.labels(np.array([1, 3]), 4)
+
+
 def test_a_training_step_can_be_told():
     """What it is for: the same step, checked or not, with one line changed."""
 

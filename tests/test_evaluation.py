@@ -197,6 +197,19 @@ def test_rows_are_spread_over_a_mesh(place, donate):
     assert shapes == {(size // ways, CLASSES), (size // ways,)}
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_batches_that_are_on_devices_already(many):
+    """What is committed to devices compiles once too: no state, no filled batch is another kind."""
+    place = jax.devices()[1]
+    if many:
+        mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+        place = NamedSharding(mesh, PartitionSpec())
+    step, _ = counting()
+    given = list(batches(make=lambda x, y: jax.device_put({"x": x, "y": y}, place)))
+    check(evaluate(step, given, EMPTY))
+    assert step._cache_size() == 1
+
+
 def test_explicit_axes():
     mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
     step, traced = counting()
@@ -345,6 +358,14 @@ def test_the_step_comes_first():
         evaluate(batches(), counting()[0], EMPTY)
 
 
+def test_a_mesh_is_a_mesh():
+    for wrong in (jax.devices(), PartitionSpec("rows")):
+        with pytest.raises(TypeError, match=r"mesh: expected a .*Mesh or NamedSharding"):
+            evaluate(counting()[0], batches(), EMPTY, mesh=wrong)
+    whole = NamedSharding(jax.make_mesh((8,), ("rows",)), PartitionSpec())
+    check(evaluate(counting()[0], batches(), EMPTY, mesh=whole))
+
+
 def test_batch_size_is_positive():
     with pytest.raises(ValueError, match="batch_size: expected a positive number, got 0"):
         evaluate(counting()[0], batches(), EMPTY, batch_size=0)
@@ -383,6 +404,22 @@ def test_bar_with_running_values(monkeypatch, known):
     assert ("11/11" if known else "11/?") in shown
     assert "top1 0." in shown
     assert "bad_labels 0" in shown
+
+
+def test_a_bar_does_without_values_that_cannot_be_compiled(monkeypatch):
+    class Seen:
+        def __init__(self, count):
+            self.count = count
+
+        def compute(self):
+            return float(self.count)
+
+    jax.tree_util.register_pytree_node(Seen, lambda s: ((s.count,), None), lambda _, c: Seen(*c))
+    monkeypatch.setattr("jaxce._progress._SECONDS", 0)
+    screen = on_a_terminal(monkeypatch)
+    step = jax.jit(lambda seen, batch, where: Seen(seen.count + where.sum()))
+    assert evaluate(step, list(batches()), Seen(jnp.int32(0))).metrics.compute() == ROWS
+    assert "11/11" in screen.getvalue()
 
 
 def test_no_bar_unless_wanted(monkeypatch):

@@ -150,10 +150,26 @@ def test_two_processes_give_the_losses_of_one(undisturbed):
     assert_near(got, undisturbed)
 
 
-def test_a_wrong_mesh_is_one_clear_error():
-    with started("--mesh", "2by4") as process:
-        output = process.stdout.read()
-        assert process.wait() == 2
-    assert "expected DATAxCLASS such as 2x4, got '2by4'" in " ".join(
-        re.sub("│", " ", output).split()
-    )
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--mesh 2by4", "expected DATAxCLASS such as 2x4, got '2by4'"),
+        ("--mesh 3x3", "--mesh: 3x3 is more than the 8 devices"),
+        ("--mesh 2x3", "--mesh: expected CLASS to divide 64, got 3"),
+        ("--mesh 4x2 --batch 6", "--batch: expected a multiple of 4 for the mesh 4x2"),
+        ("--width 50", "--width: expected a multiple of 32, got 50"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_error(options, message):
+    import typer.testing
+
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    assert spec
+    assert spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    app = typer.Typer()
+    app.command()(example.train)
+    result = typer.testing.CliRunner().invoke(app, options.split())
+    assert result.exit_code == 2
+    assert message in " ".join(re.sub("│", " ", result.output).split())

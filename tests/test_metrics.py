@@ -244,6 +244,11 @@ WRONG = {
     "labels shape": (lambda: MEMBERS["ce"].update(X, jnp.array([0])), ValueError, "labels"),
     "labels missing": (lambda: MEMBERS["ce"].update(X, None), TypeError, "labels"),
     "labels bool": (lambda: MEMBERS["ce"].update(X, Y > 0), TypeError, "labels"),
+    "labels floating": (
+        lambda: MEMBERS["ce"].update(X, jnp.array([0.0, 1.0])),
+        TypeError,
+        r"labels: expected integer class indices of shape \(2,\) or probabilities",
+    ),
     "soft shape": (lambda: MEMBERS["kl"].update(X, jnp.ones((2, 2))), ValueError, "labels"),
     "logits": (lambda: MEMBERS["ce"].update(jnp.zeros((2, 3), int), Y), TypeError, "logits"),
     "no classes": (lambda: MEMBERS["ce"].update(X[:, :0], Y), ValueError, "logits"),

@@ -35,6 +35,15 @@ def test_equal_width_against_the_definition(bins):
     np.testing.assert_allclose(state.compute(), float(error), rtol=5e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e36])
+def test_weights_of_any_size(scale):
+    x, labels, weights = sample(rows=50)
+    scaled = np.float32(scale) * weights
+    state = metrics.CalibrationError.empty(bins=5).update(x, labels, weights=scaled)
+    _, error = oracles.calibration(x, labels, scaled, np.linspace(0, 1, 6))
+    np.testing.assert_allclose(state.compute(), float(error), rtol=5e-6)
+
+
 def test_edges_belong_to_the_bin_below():
     """(0.25, 0.5] holds 0.5; certainty is in the last bin, next to nothing in the first."""
     state = metrics.CalibrationError.empty(bins=4)

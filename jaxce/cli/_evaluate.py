@@ -101,7 +101,8 @@ def evaluate_files(
     """Measure predictions in files: cross-entropy, accuracy, calibration and more, in one pass.
 
     The files may be larger than memory. Of a file with several arrays, the one called as the option
-    is taken: logits, labels, where, weights, bytes_per_token.
+    is taken: logits, labels, where, weights, bytes_per_token. Logits of float64 are rounded to
+    float32, unless JAX_ENABLE_X64=1 is set.
 
     With --report, what was reached is saved every two seconds: a run that was killed ends with the
     same numbers if it is started again with --resume.

@@ -122,6 +122,12 @@ class Batch(Examples):
             self._labels = _checks.integers("labels", labels)
             _checks.classes("labels", self._labels, "logits", x.shape, self._axes)
         elif labels is not None:
+            if jnp.ndim(labels) == x.ndim - 1:
+                raise TypeError(
+                    f"labels: expected integer class indices of shape {x.shape[:-1]} or "
+                    f"probabilities of the shape of logits {x.shape}, got "
+                    f"{jnp.asarray(labels).dtype} of shape {jnp.shape(labels)}."
+                )
             self._target, x = _checks.floating_pair("labels", labels, "logits", x, narrow=True)
         keep = mask = None
         if where is not None:

@@ -159,7 +159,8 @@ class Total:
         # Of the values, 12 bits on a common grid: a block of such numbers adds up without rounding,
         # and what is left of each is too small for its rounding to matter.
         largest = jnp.max(jnp.abs(jnp.where(jnp.isfinite(high), high, 0)), initial=0)
-        grid = lax.reduce_precision(largest, exponent_bits=8, mantissa_bits=0) * 2.0**12
+        power = lax.reduce_precision(largest, exponent_bits=8, mantissa_bits=0)
+        grid = jnp.minimum(power, 2.0**114) * 2.0**12  # a larger one would overflow
         on_grid = jnp.where(jnp.isfinite(high), (high + grid) - grid, high)
         rest = jnp.where(jnp.isfinite(high), high - on_grid, 0) + low
 
