@@ -34,8 +34,11 @@ class Examples:
         if weights is not None:
             self.weights = self.per_example("weights", weights)
             # A weight of 0 leaves an example out, like where: 0 * inf is not asked for.
-            kept = self.weights != 0
-            self.keep = kept if keep is None else keep & kept
+            self.keep_only(self.weights != 0)
+
+    def keep_only(self, kept: Array) -> None:
+        """Leave out the others as well."""
+        self.keep = kept if self.keep is None else self.keep & kept
 
     def total(self, values: Array) -> Total:
         """Weighted sum of one value per example; the values of others may be NaN."""
@@ -143,7 +146,7 @@ class Batch(Examples):
         if self._labels is not None:
             good = (self._labels >= 0) & (self._labels < x.shape[-1])
             self.bad_labels = Total.count(~good if self.keep is None else self.keep & ~good)
-            self.keep = good if self.keep is None else self.keep & good
+            self.keep_only(good)
         elif self._target is not None and mask is not None:
             self._target = jnp.where(mask, self._target, 0)
         if x.ndim > 1 and each_of_few(x, self._axes):
