@@ -111,7 +111,7 @@ def show(summary: Summary) -> None:
 
 
 def _figure(value: float) -> str:
-    if value == int(value) if math.isfinite(value) else False:
+    if float(value).is_integer():
         return f"{value:.0f}"
     return f"{value:.5f}" if 1e-3 <= value < 1e6 else f"{value:.4e}"
 
