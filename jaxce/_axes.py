@@ -26,6 +26,9 @@ _FEW_EXAMPLES = 2**13
 # XLA:CPU adds up what is shorter in few running sums, which lose digits if the classes are many.
 _SHORT = 2**12
 _MANY = 48
+# Classes on a page of memory, and how many pieces of what is longer are read at once.
+_PAGE = 2**10
+_STREAMS = 6
 
 
 def positions_of(axes: Axes) -> tuple[int, ...]:
@@ -243,10 +246,54 @@ def summing(
     return lambda: lax.platform_dependent(cpu=in_pieces, default=whole)
 
 
+def summing_written(
+    compute: Callable[..., Array], rows: tuple[Array, ...], numbers: tuple[Array, ...], axes: Axes
+) -> Callable[[], Array]:
+    """Return what `summing` does, quicker for arrays in the cache of which little is computed."""
+    positions, x = positions_of(axes), rows[0]
+    whole = summing(compute, rows, numbers, axes)
+    if positions != (x.ndim - 1,) or is_spread(x, x.ndim - 1) or x.size < _SHORT:
+        return whole
+    if each_of_few(x, axes):
+        return whole
+
+    def in_pieces() -> Array:
+        added = _added_pieces(lambda _, *each: compute(*each, *numbers), rows, x.ndim - 1)
+        return total_over(added, axes)
+
+    return lambda: lax.platform_dependent(cpu=in_pieces, default=whole)
+
+
+def _added_pieces(compute: Callable[..., Array], rows: tuple[Array, ...], axis: int) -> Array:
+    """Add up compute(indices, *pieces) for some pieces of rows of classes, element by element.
+
+    XLA:CPU vectorizes no comparison inside a sum, and takes every operation there for a pass of its
+    own over what is in the cache; what is written out it computes at once. Writing is dear: pieces
+    of the row are added up first.
+    """
+    size = rows[0].shape[axis]
+    # A length that suits the vectors, so that the last piece may begin before the one ahead of it
+    # ends: what both have counts once. Of a row on one page of memory any number of pieces are read
+    # at once, of longer ones a few.
+    length = 32 if size <= _PAGE else -(-size // (32 * _STREAMS)) * 32
+    length = size if is_spread(rows[0], axis) else min(size, length)
+
+    def piece(start: int) -> Array:
+        first = min(start, size - length)
+        parts = [lax.slice_in_dim(x, first, first + length, axis=axis) for x in rows]
+        index = first + class_index(parts[0], axis, jnp.dtype("int32"))
+        each = compute(index, *parts)
+        return each if first == start else jnp.where(index >= start, each, 0)
+
+    def added() -> Array:
+        return reduce(jnp.add, map(piece, range(0, size, length)))
+
+    return own_pass(added, partial(piece, 0))
+
+
 def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -> Array:
     """Count the classes for which condition(x, index) is True; they are along one axis."""
     (last,) = positions_of(axes)
-    size = x.shape[last]
     parts = parted(x, axes)
     if few := parts():
 
@@ -260,25 +307,11 @@ def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -
         holds = condition(x, class_index(x, last, jnp.dtype("int32")))
         return total_over(holds.astype(jnp.float32), axes)
 
-    # A length that suits the vectors, so that the last piece may begin before the one ahead of it
-    # ends: what both have counts once.
-    length = size if is_spread(x, last) else min(size, -(-size // 512) * 32)
-
-    def piece(start: int) -> Array:
-        first = min(start, size - length)
-        part = lax.slice_in_dim(x, first, first + length, axis=last)
-        index = first + class_index(part, last, jnp.dtype("int32"))
-        holds = condition(part, index)
-        return (holds if first == start else holds & (index >= start)).astype(jnp.int8)
-
-    def pieces() -> Array:
-        return reduce(jnp.add, [piece(start) for start in range(0, size, length)])
+    def holding(index: Array, x: Array) -> Array:
+        return condition(x, index).astype(jnp.int8)
 
     def in_pieces() -> Array:
-        # XLA:CPU vectorizes no comparison inside a sum, but one that is written out. Writing is
-        # dear: up to 16 pieces of the row are added up first.
-        counts = own_pass(pieces, partial(piece, 0))
-        return sum_of_values(counts.astype(jnp.float32), axes)
+        return sum_of_values(_added_pieces(holding, (x,), last).astype(jnp.float32), axes)
 
     return lax.platform_dependent(cpu=in_pieces, default=whole)
 

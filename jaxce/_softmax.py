@@ -35,6 +35,7 @@ from jaxce._axes import (
     products,
     sum_of,
     summing,
+    summing_written,
     total_over,
     with_axes,
     without,
@@ -110,7 +111,7 @@ def summing_weights(
     The weights are exp(x - maximum).
     """
     if written is not None:
-        return summing(term, (written,), numbers, axes)
+        return summing_written(term, (written,), numbers, axes)
 
     def of_logits(x: Array, maximum: Array, *numbers: Array) -> Array:
         return term(plain_weight(x, maximum), *numbers)
@@ -364,7 +365,7 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
     exact = partial(sum_of, careful, (x,), (s.maximum,), axes)
     quick = partial(sum_of, plain, (x,), (s.maximum,), axes)
     if s.written is not None:
-        quick = partial(sum_of, of_written, (s.written, x), (s.maximum,), axes)
+        quick = summing_written(of_written, (s.written, x), (s.maximum,), axes)
 
     def on_cpu() -> Array:
         return lax.cond(jnp.min(s.total, initial=2) < _LARGE_GAPS, exact, quick)

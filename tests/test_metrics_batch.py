@@ -59,7 +59,7 @@ def expected(x, labels):
 
 
 @pytest.mark.parametrize("at_hand", [2**24, 0], ids=["written", "not written"])
-@pytest.mark.parametrize("classes", [16, 33, 512, 513, 1000, 40_000])
+@pytest.mark.parametrize("classes", [16, 33, 100, 512, 513, 1000, 2000, 40_000])
 def test_every_example(monkeypatch, classes, at_hand):
     monkeypatch.setattr(_batch, "_AT_HAND", at_hand)
     x, labels = logits(64, classes)
