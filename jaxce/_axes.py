@@ -14,13 +14,17 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxce._numerics import exact_sum
+from jaxce._numerics import added, exact_sum
 
 Axes = tuple[int | str, ...]
 T = TypeVar("T")
 
 # Of a row that XLA:CPU sums quickly.
 _LONGEST = 2**15
+# Classes that are read one by one: within a row, and where each lies by itself. There XLA:CPU takes
+# up to ten times as long for the sum over them.
+_FEW = 15
+_FEW_APART = 32
 # Numbers in examples of a few classes, so few that a loop for each class is not worth it.
 _FEW_EXAMPLES = 2**13
 # XLA:CPU adds up what is shorter in few running sums, which lose digits if the classes are many.
@@ -114,11 +118,23 @@ def each_of_few(x: Array, axes: Axes) -> list[Array]:
 
     A single example may be one of many under `vmap`.
     """
-    if not (len(positions := positions_of(axes)) == 1 and 0 < x.shape[axis := positions[0]] < 16):
+    if len(positions := positions_of(axes)) != 1:
         return []
-    if is_spread(x, axis) or x.shape[axis] < x.size <= _FEW_EXAMPLES:
+    (axis,) = positions
+    if not _are_few(x, axis, _FEW_APART if axis == 0 < x.ndim - 1 else _FEW):
         return []
     return [lax.slice_in_dim(x, j, j + 1, axis=axis) for j in range(x.shape[axis])]
+
+
+def are_few_apart(x: Array) -> bool:
+    """Whether `each_of_few` takes x class by class once its last axis is the first."""
+    return x.ndim > 1 and _are_few(x, x.ndim - 1, _FEW_APART)
+
+
+def _are_few(x: Array, axis: int, most: int) -> bool:
+    classes = x.shape[axis]
+    few_examples = classes < x.size <= _FEW_EXAMPLES
+    return 0 < classes <= most and not few_examples and not is_spread(x, axis)
 
 
 def parted(x: Array, axes: Axes) -> Callable[[], list[Array]]:
@@ -151,7 +167,7 @@ def total_over(x: Array, axes: Axes) -> Array:
 def sum_of_values(x: Array, axes: Axes) -> Array:
     """The same where no derivative is taken: quicker for few classes, but dear to transpose."""
     if few := each_of_few(x, axes):
-        return total_over(reduce(jnp.add, few), axes)
+        return total_over(added(few), axes)
     positions = positions_of(axes)
     classes = math.prod(x.shape[a] for a in positions)
     elsewhere = names_of(axes) or any(jax.typeof(x).sharding.spec)
@@ -178,7 +194,7 @@ def _sums_of_few(rows: Array) -> Array:
     count = min(range(16, 7, -1), key=lambda count: classes // count + classes % count)
     size = classes // count
     parts = [lax.slice_in_dim(rows, i * size, (i + 1) * size, axis=1) for i in range(count)]
-    few = jnp.concatenate((reduce(jnp.add, parts), rows[:, count * size :]), 1)
+    few = jnp.concatenate((added(parts), rows[:, count * size :]), 1)
     total = jnp.sum(few, 1)
     return jnp.where(jnp.isfinite(total), exact_sum(few, jnp.zeros_like(few), (1,)), total)
 
@@ -224,7 +240,7 @@ def summing(
 
     def whole() -> Array:
         if few := [*zip(*(part() for part in parts), strict=True)]:
-            total = reduce(jnp.add, [compute(*columns, *numbers) for columns in few])
+            total = added(compute(*columns, *numbers) for columns in few)
             return lax.psum(total, names_of(axes)) if names_of(axes) else total
         return sum_of_values(compute(*rows, *numbers), axes)
 
@@ -285,10 +301,10 @@ def _added_pieces(compute: Callable[..., Array], rows: tuple[Array, ...], axis: 
         each = compute(index, *parts)
         return each if first == start else jnp.where(index >= start, each, 0)
 
-    def added() -> Array:
+    def pieces() -> Array:
         return reduce(jnp.add, map(piece, range(0, size, length)))
 
-    return own_pass(added, partial(piece, 0))
+    return own_pass(pieces, partial(piece, 0))
 
 
 def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -> Array:

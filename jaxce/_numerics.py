@@ -6,6 +6,7 @@ next term falls below half an ulp of float64.
 
 import functools
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,15 @@ def power(x: jax.Array, exponent: jax.Array) -> jax.Array:
     vanishes = x < float(jnp.finfo(x.dtype).smallest_normal)
     value = jnp.exp(exponent * log(jnp.where(vanishes, 1, x)))
     return jnp.where(vanishes, jnp.where(exponent == 0, 1, 0), value)
+
+
+def added(terms: Iterable[jax.Array]) -> jax.Array:
+    """Return the sum of arrays, taken in pairs: one after the other, equal ones round alike."""
+    some = list(terms)
+    while len(some) > 1:
+        pairs = [a + b for a, b in zip(some[::2], some[1::2], strict=False)]
+        some = pairs + some[2 * len(pairs) :]
+    return some[0]
 
 
 def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

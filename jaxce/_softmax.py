@@ -40,7 +40,7 @@ from jaxce._axes import (
     with_axes,
     without,
 )
-from jaxce._numerics import is_narrow, log1p, two_difference, wide
+from jaxce._numerics import added, is_narrow, log1p, two_difference, wide
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
@@ -156,7 +156,7 @@ def _plain_weights(x: Array, maximum: Array) -> tuple[Array, Array]:
 
 def _sum_of_products(gaps: list[Array], weights: list[Array]) -> Array:
     # No product is negative: the absolute value does what `products` does, in one operation.
-    return reduce(jnp.add, [jnp.abs(w * gap) for gap, w in zip(gaps, weights, strict=True)])
+    return added(jnp.abs(w * gap) for gap, w in zip(gaps, weights, strict=True))
 
 
 def _sum_of_gaps(columns: list[Array], weights: list[Array], maximum: Array) -> Array:
@@ -168,7 +168,7 @@ def _sum_of_gaps(columns: list[Array], weights: list[Array], maximum: Array) -> 
 
     # Five classes at a time: from more than a dozen arrays a processor reads at half the speed.
     fives = [slice(first, first + 5) for first in range(0, len(columns), 5)]
-    return reduce(jnp.add, [own_pass(partial(of, five), lambda: maximum) for five in fives])
+    return added(own_pass(partial(of, five), lambda: maximum) for five in fives)
 
 
 def _sums_of_few(
@@ -189,7 +189,7 @@ def _sums_of_few(
             pairs = [(weights if exact else _plain_weights)(c, maximum) for c in columns]
             each = [weight for _, weight in pairs]
             gaps = _sum_of_products([gap for gap, _ in pairs], each)
-        return maximum, reduce(jnp.add, each), reduce(jnp.add, map(_unless_1, each)), gaps
+        return maximum, added(each), added(map(_unless_1, each)), gaps
 
     def on_cpu() -> tuple[Array, Array, Array, Array]:
         def like() -> tuple[Array, Array, Array, Array]:

@@ -42,13 +42,16 @@ def test_any_axis(axis, keywords):
     close(masked, exact.cross_entropy(x, labels, where))
 
 
+def along_axes(name):
+    """The loss, the kind of its second argument, and its oracle."""
+    if name == "z_loss":
+        return lambda x, _, **keywords: losses.z_loss(x, **keywords), *MASKED[name][1:]
+    return MASKED[name]
+
+
 @pytest.mark.parametrize("name", [n for n in MASKED if n != "integer"])
 def test_other_losses_along_any_axis(name):
-    if name == "z_loss":
-        function = lambda x, _, axis, where=None: losses.z_loss(x, axis=axis, where=where)  # noqa: E731
-        kind, oracle = MASKED[name][1:]
-    else:
-        function, kind, oracle = MASKED[name]
+    function, kind, oracle = along_axes(name)
     x, labels, p, _ = sample(2, 3, 4)
     target = np.asarray(second(kind, x, labels, p))
     moved = target if kind == "labels" else np.moveaxis(target, -1, 1)
@@ -56,6 +59,19 @@ def test_other_losses_along_any_axis(name):
     batch = np.array([[True, False, True]] * 2)
     got = function(np.moveaxis(x, -1, 1), moved, axis=1, where=batch)
     close(got, np.where(batch, oracle(x, target), 0))
+
+
+@pytest.mark.parametrize("name", list(MASKED))
+@pytest.mark.parametrize("classes", [32, 33])
+def test_classes_first(name, classes):
+    """Few of them are read one by one where examples are many."""
+    function, kind, oracle = along_axes(name)
+    x, labels, p, _ = sample(600, classes)
+    target = np.asarray(second(kind, x, labels, p))
+    moved = target if kind == "labels" else target.T
+    close(jax.jit(functools.partial(function, axis=0))(x.T, moved), oracle(x, target))
+    slope = jax.jit(jax.grad(lambda x: function(x, moved, axis=0).sum()))(x.T)
+    close(slope.T, jax.grad(lambda x: function(x, target, axis=-1).sum())(x))
 
 
 @pytest.mark.parametrize("axis", [(1, 2), (-1, 1), (2, 0), (2, 0, 1)])

@@ -149,7 +149,7 @@ class Batch(Examples):
             self.keep_only(good)
         elif self._target is not None and mask is not None:
             self._target = jnp.where(mask, self._target, 0)
-        if x.ndim > 1 and each_of_few(x, self._axes):
+        if _axes.are_few_apart(x):
             x = _class_by_class(x)
             self._target = None if self._target is None else _class_by_class(self._target)
             self._axes = (0,)
