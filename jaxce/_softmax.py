@@ -34,13 +34,14 @@ from jaxce._axes import (
     positions_of,
     products,
     sum_of,
+    sum_of_values,
     summing,
     summing_written,
     total_over,
     with_axes,
     without,
 )
-from jaxce._numerics import added, is_narrow, log1p, two_difference, wide
+from jaxce._numerics import added, is_narrow, log1p, quotient_and_rest, two_difference, wide
 
 # Beyond this gap exp(-gap) is 0 in float64 too; clipping there keeps 0 * inf away.
 _NEGLIGIBLE = 1e4
@@ -62,10 +63,26 @@ class Partition(NamedTuple):
     gaps: Array | None = None  # sum of exp(-gap) gap, where few classes make it cheap
 
 
-def weights(x: Array, maximum: Array) -> tuple[Array, Array]:
+def gap_and_rest(x: Array, maximum: Array, divisor: Array | None) -> tuple[Array, Array]:
+    """Return the gap (maximum - x) / divisor rounded, and what is missing, not yet divided."""
+    gap, error = two_difference(maximum, x)
+    if divisor is None:
+        return gap, error
+    gap, rest = quotient_and_rest(gap, divisor)
+    return gap, rest + error
+
+
+def divided(x: Array, divisor: Array | None) -> Array:
+    return x if divisor is None else x / divisor
+
+
+def weights(x: Array, maximum: Array, divisor: Array | None = None) -> tuple[Array, Array]:
     """Return the gaps, and exp(-gap) with the rounding of the gap made good."""
-    gap, error = two_difference(maximum, jnp.maximum(wide(x), maximum - _NEGLIGIBLE))
-    return gap, jnp.exp(-gap) * (1 - error)
+    reach = _NEGLIGIBLE
+    if divisor is not None:
+        reach = jnp.minimum(reach * divisor, float(jnp.finfo(maximum.dtype).max) / 8)
+    gap, rest = gap_and_rest(jnp.maximum(wide(x), maximum - reach), maximum, divisor)
+    return gap, jnp.exp(-gap) * (1 - divided(rest, divisor))
 
 
 @jax.custom_jvp
@@ -85,9 +102,9 @@ def _(primals, tangents):
     return gap_of(*primals), d_maximum - wide(dx)
 
 
-def plain_weight(x: Array, maximum: Array) -> Array:
-    """Return exp(x - maximum), which is off by the rounding of a large gap."""
-    return jnp.exp(-gap_of(x, maximum))
+def plain_weight(x: Array, maximum: Array, divisor: Array | None = None) -> Array:
+    """Return exp((x - maximum) / divisor), which is off by the rounding of a large gap."""
+    return jnp.exp(-divided(gap_of(x, maximum), divisor))
 
 
 def _unless_1(weight: Array) -> Array:
@@ -105,32 +122,43 @@ def summing_weights(
     written: Array | None,
     numbers: tuple[Array, ...],
     axes: Axes,
+    divisor: Array | None = None,
 ) -> Callable[[], Array]:
     """Return a function that sums term(weight, *numbers) over the classes, for a pass of its own.
 
-    The weights are exp(x - maximum).
+    The weights are exp((x - maximum) / divisor).
     """
     if written is not None:
         return summing_written(term, (written,), numbers, axes)
 
     def of_logits(x: Array, maximum: Array, *numbers: Array) -> Array:
-        return term(plain_weight(x, maximum), *numbers)
+        return term(plain_weight(x, maximum, divisor), *numbers)
 
     return summing(of_logits, (x,), (maximum, *numbers), axes)
 
 
 def _sums(
-    x: Array, maximum: Array, written: Array | None, axes: Axes, *, apart: bool
+    x: Array,
+    maximum: Array,
+    divisor: Array | None,
+    written: Array | None,
+    axes: Axes,
+    *,
+    apart: bool,
 ) -> tuple[Array, Array]:
     """Return the total and, where it is below _CONFIDENT, the sum of the others.
 
     The others are the classes whose weight does not round to 1.
     """
-    plain = summing_weights(lambda weight: weight, x, maximum, written, (), axes)
-    quick = summing_weights(_unless_1, x, maximum, written, (), axes)
+    plain = summing_weights(lambda weight: weight, x, maximum, written, (), axes, divisor)
+    quick = summing_weights(_unless_1, x, maximum, written, (), axes, divisor)
 
     def exact() -> Array:
-        return sum_of(lambda x, m: _unless_1(weights(x, m)[1]), (x,), (maximum,), axes)
+        if divisor is None:
+            return sum_of(lambda x, m: _unless_1(weights(x, m)[1]), (x,), (maximum,), axes)
+        # So dear to compute that a CPU does it sooner out of the sum.
+        others = own_pass(lambda: _unless_1(weights(x, maximum, divisor)[1]), lambda: wide(x))
+        return sum_of_values(others, axes)
 
     # With a gradient, which shares the exponentials of wide logits; of narrow ones it shares the
     # wide logits too, and both would be written out.
@@ -148,9 +176,9 @@ def _sums(
     return total, lax.platform_dependent(cpu=on_cpu, default=exact)
 
 
-def _plain_weights(x: Array, maximum: Array) -> tuple[Array, Array]:
+def _plain_weights(x: Array, maximum: Array, divisor: Array | None = None) -> tuple[Array, Array]:
     """Return the gaps, and exp(-gap), which is off by the rounding of a large gap."""
-    gap = jnp.minimum(gap_of(x, maximum), _NEGLIGIBLE)
+    gap = jnp.minimum(divided(gap_of(x, maximum), divisor), _NEGLIGIBLE)
     return gap, jnp.exp(-gap)
 
 
@@ -172,7 +200,9 @@ def _sum_of_gaps(columns: list[Array], weights: list[Array], maximum: Array) -> 
 
 
 def _sums_of_few(
-    parts: Callable[[], list[Array]], written: tuple[Array, list[Array]] | None
+    parts: Callable[[], list[Array]],
+    divisor: Array | None,
+    written: tuple[Array, list[Array]] | None,
 ) -> tuple[Array, Array, Array, Array]:
     """Maximum, both sums and that of the gaps: loops over the examples, for each class.
 
@@ -186,7 +216,7 @@ def _sums_of_few(
             each = written[1]
             gaps = _sum_of_gaps(columns, each, maximum)
         else:
-            pairs = [(weights if exact else _plain_weights)(c, maximum) for c in columns]
+            pairs = [(weights if exact else _plain_weights)(c, maximum, divisor) for c in columns]
             each = [weight for _, weight in pairs]
             gaps = _sum_of_products([gap for gap, _ in pairs], each)
         return maximum, added(each), added(map(_unless_1, each)), gaps
@@ -203,12 +233,21 @@ def _sums_of_few(
     return lax.platform_dependent(cpu=on_cpu, default=partial(sums, exact=True))
 
 
-def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False) -> Partition:
+def partition(
+    x: Array,
+    axes: Axes,
+    divisor: Array | None = None,
+    *,
+    write: bool = False,
+    apart: bool = False,
+) -> Partition:
     """Return the parts of the softmax.
 
     Args:
         x: Logits.
         axes: Of the classes.
+        divisor: What the logits are divided by, but not the maximum that is returned: quotients
+            are made anew in every pass instead of being written out for all of them.
         write: Whether the exponentials are written out, on a CPU, to be summed more than once: a
             sum of what is in the cache costs a third of one that computes it.
         apart: Whether the sums share no exponentials with a gradient, which can then be written
@@ -224,15 +263,15 @@ def partition(x: Array, axes: Axes, *, write: bool = False, apart: bool = False)
 
         if write:
             most = without(top, axes)
-            each = own_pass(lambda: [plain_weight(c, most) for c in parts()], parts)
+            each = own_pass(lambda: [plain_weight(c, most, divisor) for c in parts()], parts)
             at_hand = most, each
             written = jnp.stack(each, positions_of(axes)[0])
-        maximum, total, others, gaps = _sums_of_few(parts, at_hand)
+        maximum, total, others, gaps = _sums_of_few(parts, divisor, at_hand)
         gaps = with_axes(gaps, axes)
     else:
         if write:
-            written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
-        sums = _sums(x, top, written, axes, apart=apart)
+            written = own_pass(lambda: plain_weight(x, top, divisor), lambda: wide(x))
+        sums = _sums(x, top, divisor, written, axes, apart=apart)
         maximum, total, others = (without(part, axes) for part in (top, *sums))
     confident = total < _CONFIDENT
     rest = jnp.where(confident, others, total - 1)

@@ -29,11 +29,19 @@ from jaxce._numerics import (
     expm1,
     log1p,
     minus_log1p,
-    quotient_and_rest,
     two_difference,
     wide,
 )
-from jaxce._softmax import Partition, at_mode, centred, gap_of, partition, softmax
+from jaxce._softmax import (
+    Partition,
+    at_mode,
+    centred,
+    divided,
+    gap_and_rest,
+    gap_of,
+    partition,
+    softmax,
+)
 
 
 class _Pair(NamedTuple):
@@ -45,6 +53,7 @@ class _Pair(NamedTuple):
     from_mode: Array  # t less its value at the most probable class under p
     close: Array  # where t is from_mode less a constant; elsewhere it was found without it
     kl: Array  # reduced axes kept
+    kl_over_a: Array  # its gradient, p (mean_p(t) - t)
 
 
 class _Change(NamedTuple):
@@ -68,19 +77,6 @@ def _finite(x: Array, maximum: Array, divisor: Array | None) -> Array:
     if divisor is not None:
         reach = reach * jnp.minimum(divisor, 1)
     return jnp.maximum(wide(x), maximum - reach)
-
-
-def _gap(top: Array, x: Array, divisor: Array | None) -> tuple[Array, Array]:
-    """Return the gap (top - x) / divisor rounded, and the rest that is still to be divided."""
-    gap, error = two_difference(top, x)
-    if divisor is None:
-        return gap, error
-    gap, rest = quotient_and_rest(gap, divisor)
-    return gap, rest + error
-
-
-def _divided(rest: Array, divisor: Array | None) -> Array:
-    return rest if divisor is None else rest / divisor
 
 
 def _weight(gap: Array, error: Array) -> Array:
@@ -114,8 +110,8 @@ def _growth(p: Array, t: Array, risen: Array) -> Array:
     return _where_small(t, p * (s + exp_series(s)), risen - p)
 
 
-def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
-    """Compare softmax(a) with softmax(b).
+def _pair(a: Array, b: Array, axes: Axes, divisor: Array | None = None) -> _Pair:
+    """Compare softmax(a / divisor) with softmax(b / divisor).
 
     With e_j = (max a - a_j) - (max b - b_j), which is exact where the two are near, and
     d_j = e_j - mean_p(e):
@@ -127,24 +123,20 @@ def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
     far apart KL is c - mean_p(e), and c the difference of two logarithms. What is needed relative
     to the most probable class under p has the value of b there for max b.
 
-    Where a and b are rounded quotients, every difference is taken of what was divided, and divided
-    after that; the sums sa and sb hardly feel the rounding.
+    Every difference is taken of what is to be divided, and divided after that.
     """
     if each_of_few(a, axes):  # so short a row is not vectorized: wide ones written out cost less
         a, b = wide(a), wide(b)
-    sa, sb = partition(a, axes), partition(b, axes)
-    divisor, a_top, b_top = None, sa.maximum, sb.maximum
-    if exact is not None:
-        a, b, divisor = exact
-        a_top, b_top = max_over(a, axes), max_over(b, axes)
+    sa, sb = (partition(x, axes, divisor, apart=divisor is not None) for x in (a, b))
+    a_top, b_top = sa.maximum, sb.maximum
 
     # Made again in every pass: as arrays they would be written out for each to read.
     def change(b_reference: Array = b_top) -> _Change:
-        gap_a, rest_a = _gap(a_top, _finite(a, a_top, divisor), divisor)
-        gap_b, rest_b = _gap(b_reference, _finite(b, b_top, divisor), divisor)
-        e = (gap_a - gap_b) + _divided(rest_a - rest_b, divisor)
-        w = _weight(gap_a, _divided(rest_a, divisor))
-        return _Change(w, e, gap_b, _divided(rest_b, divisor))
+        gap_a, rest_a = gap_and_rest(_finite(a, a_top, divisor), a_top, divisor)
+        gap_b, rest_b = gap_and_rest(_finite(b, b_top, divisor), b_reference, divisor)
+        e = (gap_a - gap_b) + divided(rest_a - rest_b, divisor)
+        w = _weight(gap_a, divided(rest_a, divisor))
+        return _Change(w, e, gap_b, divided(rest_b, divisor))
 
     def mean_under_p(compute: Callable[[], Array]) -> Array:
         return _written_total(compute, a, axes) / sa.total
@@ -184,12 +176,30 @@ def _pair(a: Array, b: Array, axes: Axes, exact: Exact | None = None) -> _Pair:
     u = mean_under_p(growth)
     close = (u > -0.5) & (u < 10)
     c = jnp.where(close, _log1p_of_sum(jnp.where(close, u, 0), axes), apart)
-    w, e, gap_b, error_b = change()
-    q = _weight(gap_b, error_b) / sb.total
     b_mode = own_pass(lambda: _at_mode_of(a, a_top, _finite(b, b_top, divisor), axes), lambda: u)
-    # Relative to a class that b hardly has, the others would keep no digits.
-    close = close & (b_top - b_mode < 10)
-    return _Pair(w / sa.total, q, e - c, change(b_mode).e, close, kl)
+
+    def w_times_from_mode() -> Array:
+        w, e, *_ = change(b_mode)
+        return w * e
+
+    mean_from_mode = mean_under_p(w_times_from_mode)
+
+    def over_a() -> Array:
+        w, e, *_ = change(b_mode)
+        return w * ((mean_from_mode - e) / sa.total)
+
+    w, e, gap_b, error_b = change()
+    return _Pair(
+        p=w / sa.total,
+        q=_weight(gap_b, error_b) / sb.total,
+        t=e - c,
+        from_mode=change(b_mode).e,
+        # Relative to a class that b hardly has, the others would keep no digits.
+        close=close & (b_top - b_mode < 10),
+        kl=kl,
+        # On its own: together with the rest the compiler would write out parts of it.
+        kl_over_a=own_pass(over_a, lambda: wide(a)),
+    )
 
 
 def _log_quotient(b: Partition, a: Partition) -> Array:
@@ -205,9 +215,11 @@ def _centred_pair(
     return p, q, centred(a, p, da, axes), centred(b, q, db, axes)
 
 
-def _penalty(a: Array, b: Array, axes: Axes) -> Array:
+def _penalty(a: Array, b: Array, axes: Axes, divisor: Array | None) -> Array:
     """Return +inf if some class has p > 0 and q = 0, else 0."""
     far = float(jnp.finfo(wide(a).dtype).min) / 8
+    if divisor is not None:
+        far = far * jnp.minimum(divisor, 1)
 
     def penalty() -> Array:
         change = jnp.maximum(wide(b), far) - jnp.maximum(wide(a), 2 * far)
@@ -230,11 +242,12 @@ def kl_of_quotients(
     a: Array, b: Array, exact: Exact | None, axes: Axes
 ) -> tuple[Array, Array, Array]:
     """The same, where a and b may be rounded quotients."""
-    pair = _pair(a, b, axes, exact)
-    mean = _written_total(lambda: pair.p * pair.from_mode, a, axes)
-    over_a = pair.p * (mean - pair.from_mode)
-    kl = without(pair.kl + _penalty(a, b, axes), axes)
-    return kl, over_a, _growth(pair.p, pair.t, pair.q)
+    divisor = None
+    if exact is not None:
+        a, b, divisor = exact
+    pair = _pair(a, b, axes, divisor)
+    kl = without(pair.kl + _penalty(a, b, axes, divisor), axes)
+    return kl, pair.kl_over_a, _growth(pair.p, pair.t, pair.q)
 
 
 @kl_of_quotients.defjvp
@@ -273,7 +286,7 @@ def js_divergence(a: Array, b: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
     With r = (m - p) / p, KL(p || m) is the sum of p (r - log(1 + r)): the sum of p r is zero.
     """
-    p, q, t, from_mode, close, _ = _pair(a, b, axes)
+    p, q, t, from_mode, close, *_ = _pair(a, b, axes)
     change = jnp.where(close, from_mode, t)
 
     def side(p: Array, q: Array, t: Array) -> Array:

@@ -43,6 +43,23 @@ def test_memory(reduction):
 
 
 @pytest.mark.parametrize("reduction", ["mean", None])
+@pytest.mark.parametrize("arguments", [(0, 1), (0, 1, 2, 3)])
+def test_memory_of_a_teacher(reduction, arguments):
+    """Both logits, and two more while sums or gradients are made of them."""
+
+    def loss(*heads):
+        return losses.linear_distillation_loss(
+            *heads, temperature=2.0, reduction=reduction, chunk_size=64
+        ).mean()
+
+    shapes = ((2048, 64), (64, 8192)) * 2
+    heads = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    compiled = jax.jit(jax.value_and_grad(loss, arguments)).lower(*heads).compile()
+    chunk, part = 4 * 64 * 8192, 4 * _chunks._PART_ELEMENTS
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * chunk + part + 2**18
+
+
+@pytest.mark.parametrize("reduction", ["mean", None])
 def test_memory_of_second_derivatives(reduction):
     """Not of the size of all tokens, whichever mode is taken of which."""
 

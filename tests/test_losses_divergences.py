@@ -68,6 +68,17 @@ def test_distillation_near_the_teacher_keeps_its_digits():
     compare(distillation(near, x, temperature=2.0), exact.distillation(near, x, 2.0), rtol=3e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 0.3, 7.0, 1e5])
+def test_distillation_of_logits_far_from_zero(temperature):
+    """Divided before they are compared they would lose as many digits as they are large."""
+    near = np.array([[0, -1, -2.5], [-1, 0, 0], [0, -20, -21]], np.float32)
+    x, teacher = (1e6 + near * temperature).astype(np.float32), np.float32(1e6) - near
+    call = functools.partial(distillation, temperature=np.float32(temperature))
+    value, grads, _ = pulled(call, x, teacher)
+    close(value, exact.distillation(x, teacher, np.float32(temperature)))
+    close(grads[0], exact.distillation_grad(x, teacher, np.float32(temperature)))
+
+
 def teacher_of(x, k, temper=1.0):
     """The k likeliest classes of a teacher and their log-probabilities."""
     log_p = exact.log_softmax(x.astype(np.longdouble) * temper).astype(np.float32)
