@@ -290,9 +290,9 @@ def test_logits_that_are_spread_and_labels_that_are_not():
     spread = jax.device_put(x, NamedSharding(mesh, P("d")))
     soft = jax.nn.softmax(x[::-1])
     for target in (labels, soft):
-        want = ALL.update(x, target, where, weights).compute()
+        want = update(ALL, x, target, where, weights).compute()
         with jax.set_mesh(mesh):
-            got = ALL.update(spread, target, where, weights).compute()
+            got = update(ALL, spread, target, where, weights).compute()
         for name, value in want.items():
             np.testing.assert_allclose(got[name], value, rtol=2e-6, err_msg=name)
 
