@@ -268,14 +268,13 @@ def summing_written(
     """Return what `summing` does, quicker for arrays in the cache of which little is computed."""
     positions, x = positions_of(axes), rows[0]
     whole = summing(compute, rows, numbers, axes)
-    if positions != (x.ndim - 1,) or is_spread(x, x.ndim - 1) or x.size < _SHORT:
-        return whole
-    if each_of_few(x, axes):
+    last = x.ndim - 1
+    if positions != (last,) or is_spread(x, last) or x.size < _SHORT or each_of_few(x, axes):
         return whole
 
     def in_pieces() -> Array:
-        added = _added_pieces(lambda _, *each: compute(*each, *numbers), rows, x.ndim - 1)
-        return total_over(added, axes)
+        sums = _added_pieces(lambda _, *each: compute(*each, *numbers), rows, last)
+        return total_over(sums, axes)
 
     return lambda: lax.platform_dependent(cpu=in_pieces, default=whole)
 

@@ -162,7 +162,8 @@ def _sums(
 
     # With a gradient, which shares the exponentials of wide logits; of narrow ones it shares the
     # wide logits too, and both would be written out.
-    total = own_pass(plain, lambda: maximum) if apart or is_narrow(x) else plain()
+    apart = apart or divisor is not None or is_narrow(x)
+    total = own_pass(plain, lambda: maximum) if apart else plain()
 
     def on_cpu() -> Array:
         # A pass costs what it computes: it is left out where no example needs it, and the rounding
@@ -247,7 +248,8 @@ def partition(
         x: Logits.
         axes: Of the classes.
         divisor: What the logits are divided by, but not the maximum that is returned: quotients
-            are made anew in every pass instead of being written out for all of them.
+            are made anew in every pass instead of being written out for all of them. Not with
+            `write`.
         write: Whether the exponentials are written out, on a CPU, to be summed more than once: a
             sum of what is in the cache costs a third of one that computes it.
         apart: Whether the sums share no exponentials with a gradient, which can then be written
@@ -263,14 +265,14 @@ def partition(
 
         if write:
             most = without(top, axes)
-            each = own_pass(lambda: [plain_weight(c, most, divisor) for c in parts()], parts)
+            each = own_pass(lambda: [plain_weight(c, most) for c in parts()], parts)
             at_hand = most, each
             written = jnp.stack(each, positions_of(axes)[0])
         maximum, total, others, gaps = _sums_of_few(parts, divisor, at_hand)
         gaps = with_axes(gaps, axes)
     else:
         if write:
-            written = own_pass(lambda: plain_weight(x, top, divisor), lambda: wide(x))
+            written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
         sums = _sums(x, top, divisor, written, axes, apart=apart)
         maximum, total, others = (without(part, axes) for part in (top, *sums))
     confident = total < _CONFIDENT

@@ -127,7 +127,7 @@ def _pair(a: Array, b: Array, axes: Axes, divisor: Array | None = None) -> _Pair
     """
     if each_of_few(a, axes):  # so short a row is not vectorized: wide ones written out cost less
         a, b = wide(a), wide(b)
-    sa, sb = (partition(x, axes, divisor, apart=divisor is not None) for x in (a, b))
+    sa, sb = partition(a, axes, divisor), partition(b, axes, divisor)
     a_top, b_top = sa.maximum, sb.maximum
 
     # Made again in every pass: as arrays they would be written out for each to read.
