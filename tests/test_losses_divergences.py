@@ -79,6 +79,26 @@ def test_distillation_of_logits_far_from_zero(temperature):
     close(grads[0], exact.distillation_grad(x, teacher, np.float32(temperature)))
 
 
+@pytest.mark.parametrize("temperature", [0.3, 7.0])
+def test_other_derivatives_of_distillation_far_from_zero(temperature):
+    near = np.array([0, -1, -2.5], np.float32)
+    x, teacher, v = near + np.float32(1e6), near[::-1] + np.float32(1e6), np.float32([1, -2, 0.5])
+    temperature = np.float32(temperature)
+
+    def loss(x, temperature):
+        return distillation(x, jnp.asarray(teacher), temperature=temperature)
+
+    product = jax.jvp(lambda x: jax.grad(loss)(x, temperature), (jnp.asarray(x),), (v,))[1]
+    q = np.exp(exact.log_softmax(near.astype(np.longdouble) / temperature))
+    np.testing.assert_allclose(product, np.float64(q * (v - (q * v).sum())), rtol=3e-6)
+    slope = jax.grad(loss, 1)(x, jnp.asarray(temperature))
+    # Logits that lie near zero have the same derivative, and nothing to lose.
+    wanted = jax.grad(lambda temperature: distillation(near, near[::-1], temperature=temperature))(
+        jnp.asarray(temperature)
+    )
+    np.testing.assert_allclose(slope, wanted, rtol=3e-6)
+
+
 def teacher_of(x, k, temper=1.0):
     """The k likeliest classes of a teacher and their log-probabilities."""
     log_p = exact.log_softmax(x.astype(np.longdouble) * temper).astype(np.float32)

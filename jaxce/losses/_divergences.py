@@ -6,10 +6,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxce import _checks, _softmax_pair
+from jaxce._axes import max_over
 from jaxce._binary import finite
 from jaxce._categorical_logits import (
     finished,
@@ -206,7 +207,8 @@ def distillation_loss(
     scale = _checks.number("temperature", temperature, s.dtype)
     t, _ = prepared(t, rows.mask, rows.axes)
     exact = _softmax_pair.Exact(t, s, scale)
-    t, s = _softened(t, scale), _softened(s, scale)
+    # From the top: far from zero quotients have few digits left, and derivatives are made of them.
+    t, s = (_softened(x - max_over(lax.stop_gradient(x), rows.axes), scale) for x in (t, s))
     kl = _softmax_pair.kl_of_quotients(t, s, exact, rows.axes)[0]
     return finished(jnp.square(scale) * kl, rows.left, 1.0)
 
