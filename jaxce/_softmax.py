@@ -30,8 +30,6 @@ from jaxce._axes import (
     max_over,
     names_of,
     own_pass,
-    parted,
-    positions_of,
     products,
     sum_of,
     sum_of_values,
@@ -150,7 +148,10 @@ def _sums(
 
     The others are the classes whose weight does not round to 1.
     """
-    plain = summing_weights(lambda weight: weight, x, maximum, written, (), axes, divisor)
+    if written is None:
+        plain = summing_weights(lambda weight: weight, x, maximum, None, (), axes, divisor)
+    else:  # nothing to compute: a plain sum is as quick as can be
+        plain = summing(lambda weight: weight, (written,), (), axes)
     quick = summing_weights(_unless_1, x, maximum, written, (), axes, divisor)
 
     def exact() -> Array:
@@ -183,48 +184,31 @@ def _plain_weights(x: Array, maximum: Array, divisor: Array | None = None) -> tu
     return gap, jnp.exp(-gap)
 
 
-def _sum_of_products(gaps: list[Array], weights: list[Array]) -> Array:
-    # No product is negative: the absolute value does what `products` does, in one operation.
-    return added(jnp.abs(w * gap) for gap, w in zip(gaps, weights, strict=True))
-
-
-def _sum_of_gaps(columns: list[Array], weights: list[Array], maximum: Array) -> Array:
-    """Sum the gaps times weights that are written out."""
-
-    def of(some: slice) -> Array:
-        gaps = [_plain_weights(column, maximum)[0] for column in columns[some]]
-        return _sum_of_products(gaps, weights[some])
-
-    # Five classes at a time: from more than a dozen arrays a processor reads at half the speed.
-    fives = [slice(first, first + 5) for first in range(0, len(columns), 5)]
-    return added(own_pass(partial(of, five), lambda: maximum) for five in fives)
-
-
 def _sums_of_few(
-    parts: Callable[[], list[Array]],
-    divisor: Array | None,
-    written: tuple[Array, list[Array]] | None,
+    x: Array, axes: Axes, divisor: Array | None, written: tuple[Array, Array] | None
 ) -> tuple[Array, Array, Array, Array]:
     """Maximum, both sums and that of the gaps: loops over the examples, for each class.
 
     The maximum and the exponentials may be written out already.
     """
 
+    def columns_of(x: Array) -> list[Array]:
+        return [without(wide(column), axes) for column in each_of_few(x, axes)]
+
     def sums(*, exact: bool) -> tuple[Array, Array, Array, Array]:
-        columns = parts()
-        maximum = written[0] if written else reduce(jnp.maximum, columns)
+        columns = columns_of(x)
+        maximum = without(written[0], axes) if written else reduce(jnp.maximum, columns)
+        pairs = [(weights if exact else _plain_weights)(c, maximum, divisor) for c in columns]
+        each = [weight for _, weight in pairs]
         if written and not exact:
-            each = written[1]
-            gaps = _sum_of_gaps(columns, each, maximum)
-        else:
-            pairs = [(weights if exact else _plain_weights)(c, maximum, divisor) for c in columns]
-            each = [weight for _, weight in pairs]
-            gaps = _sum_of_products([gap for gap, _ in pairs], each)
+            each = columns_of(written[1])
+        # No product is negative: the absolute value does what `products` does, in one operation.
+        gaps = added(jnp.abs(w * gap) for (gap, _), w in zip(pairs, each, strict=True))
         return maximum, added(each), added(map(_unless_1, each)), gaps
 
     def on_cpu() -> tuple[Array, Array, Array, Array]:
         def like() -> tuple[Array, Array, Array, Array]:
-            one = parts()[0]
+            one = without(wide(each_of_few(x, axes)[0]), axes)
             return one, one, one, one
 
         _, total, others, _ = quick = own_pass(partial(sums, exact=False), like)
@@ -257,22 +241,13 @@ def partition(
     """
     written = gaps = None
     top = wide(max_over(x, axes))
+    if write:
+        written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
     if each_of_few(x, axes) and not names_of(axes):
-        few, at_hand = parted(x, axes), None
-
-        def parts() -> list[Array]:
-            return [without(wide(column), axes) for column in few()]
-
-        if write:
-            most = without(top, axes)
-            each = own_pass(lambda: [plain_weight(c, most) for c in parts()], parts)
-            at_hand = most, each
-            written = jnp.stack(each, positions_of(axes)[0])
-        maximum, total, others, gaps = _sums_of_few(parts, divisor, at_hand)
+        at_hand = None if written is None else (top, written)
+        maximum, total, others, gaps = _sums_of_few(x, axes, divisor, at_hand)
         gaps = with_axes(gaps, axes)
     else:
-        if write:
-            written = own_pass(lambda: plain_weight(x, top), lambda: wide(x))
         sums = _sums(x, top, divisor, written, axes, apart=apart)
         maximum, total, others = (without(part, axes) for part in (top, *sums))
     confident = total < _CONFIDENT
