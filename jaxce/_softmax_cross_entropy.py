@@ -27,16 +27,8 @@ from jaxce._axes import (
     without,
 )
 from jaxce._numerics import is_narrow, wide
-from jaxce._softmax import (
-    Partition,
-    centred,
-    gap_of,
-    partition,
-    plain_weight,
-    softmax,
-    softmax_less,
-    softmax_less_1,
-)
+from jaxce._partition import Partition, gap_of, partition, plain_weight
+from jaxce._softmax import centred, softmax, softmax_less, softmax_less_1
 
 
 def mass_of_others(p: Array, axes: Axes) -> Array:

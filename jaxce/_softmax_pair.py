@@ -32,16 +32,8 @@ from jaxce._numerics import (
     two_difference,
     wide,
 )
-from jaxce._softmax import (
-    Partition,
-    at_mode,
-    centred,
-    divided,
-    gap_and_rest,
-    gap_of,
-    partition,
-    softmax,
-)
+from jaxce._partition import Partition, divided, gap_and_rest, gap_of, partition
+from jaxce._softmax import at_mode, centred, softmax
 
 
 class _Pair(NamedTuple):

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxce import _axes, _checks, _softmax
+from jaxce import _axes, _checks, _partition, _softmax
 from jaxce._jit import jit_measure
-from jaxce._softmax import Partition
+from jaxce._partition import Partition
 from jaxce.losses import _chunks, _linear_layer
 from jaxce.losses._divergences import distillation_loss
 from jaxce.losses._focal import soft_cap as capped
@@ -51,7 +51,7 @@ class _Chunk(NamedTuple):
             return self.known
         x = lax.stop_gradient(self.logits[0])
         # Apart: the gradient takes the place of the logits.
-        return _softmax.partition(x, (1, *self.names), apart=True)
+        return _partition.partition(x, (1, *self.names), apart=True)
 
     def over_kept(self, value: Array) -> Array:
         return value if self.tokens.keep is None else jnp.where(self.tokens.keep, value, 0)

@@ -14,7 +14,7 @@ from jaxce._axes import total_over
 from jaxce._categorical_logits import finished, prepared
 from jaxce._jit import jit_measure
 from jaxce._numerics import wide
-from jaxce._softmax import Partition
+from jaxce._partition import Partition
 from jaxce.losses._reduction import AxisName, counted, mesh_axes
 
 Axis = int | tuple[int, ...] | None

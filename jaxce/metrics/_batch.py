@@ -17,6 +17,7 @@ from jaxce import _axes, _checks, _softmax, _softmax_cross_entropy, losses
 from jaxce._axes import count_of, each_of_few, own_pass, sum_of
 from jaxce._categorical_logits import prepared
 from jaxce._numerics import wide
+from jaxce._partition import gap_of, mean_gap, plain_weight, summing_weights
 from jaxce.metrics._totals import Total
 
 # Bytes that stay in a processor's cache, and that the system need not clear again for every batch.
@@ -180,7 +181,7 @@ class Batch(Examples):
     @cached_property
     def _surprisal(self) -> Array:
         """Of the label, in nats; the class axis has length 1."""
-        return _softmax.gap_of(self._label_logit, self._partition.maximum) + self._partition.excess
+        return gap_of(self._label_logit, self._partition.maximum) + self._partition.excess
 
     @cached_property
     def cross_entropy(self) -> Array:
@@ -203,7 +204,7 @@ class Batch(Examples):
     def entropy(self) -> Array:
         """Of the prediction, in nats."""
         s = self._partition
-        return self._of_example(s.excess + _softmax.mean_gap(self._x, s, self._axes))
+        return self._of_example(s.excess + mean_gap(self._x, s, self._axes))
 
     @property
     def log_normalizer(self) -> Array:
@@ -269,21 +270,21 @@ class Batch(Examples):
         if self._target is not None:
 
             def distance(x: Array, p: Array, maximum: Array, total: Array) -> Array:
-                return jnp.square(_softmax.plain_weight(x, maximum) / total - wide(p))
+                return jnp.square(plain_weight(x, maximum) / total - wide(p))
 
             of_all = partial(sum_of, distance, (x, self._target), (s.maximum, s.total), axes)
             return self._of_example(own_pass(of_all, lambda: s.total))
 
         # Where the label has most of the probability, its square is left out, not subtracted: the
         # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
-        weight = _softmax.plain_weight(self._label_logit, s.maximum)
+        weight = plain_weight(self._label_logit, s.maximum)
         likely = (weight == 1) & (s.rest < 1)
 
         def square(w: Array, left_out: Array) -> Array:
             return jnp.square(w - left_out * jnp.floor(w))
 
         numbers = (likely.astype(weight.dtype),)
-        of_all = _softmax.summing_weights(square, x, s.maximum, s.written, numbers, axes)
+        of_all = summing_weights(square, x, s.maximum, s.written, numbers, axes)
         squares = own_pass(of_all, lambda: s.total)
         rest = squares - jnp.where(likely, 0, jnp.square(weight))
         missed = jnp.where(likely, s.rest, s.total - weight) / s.total
