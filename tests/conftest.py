@@ -44,12 +44,6 @@ def pytest_configure(config):
     os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
 
 
-def thorough(every, is_one):
-    """Leave to a run of their own those cases of which is_one(*case) is True."""
-    marks = pytest.mark.thorough, ()
-    return [pytest.param(*case, marks=marks[not is_one(*case)]) for case in every]
-
-
 @contextlib.contextmanager
 def option(name, value):
     """A jax option set for the duration, then put back."""

@@ -7,7 +7,6 @@ import pytest
 
 from jaxce.metrics import _batch
 from tests import oracles_metrics as oracles
-from tests.conftest import thorough
 
 NUMBERS = ("cross_entropy", "entropy", "brier_score", "doubt", "rank")
 
@@ -60,13 +59,7 @@ def expected(x, labels):
 
 
 @pytest.mark.parametrize("at_hand", [2**24, 0], ids=["written", "not written"])
-@pytest.mark.parametrize(
-    "classes",
-    thorough(
-        zip([10, 32, 33, 100, 512, 513, 1000, 2000, 40_000]),
-        lambda classes: classes in (33, 512, 513, 1000),
-    ),
-)
+@pytest.mark.parametrize("classes", [10, 32, 33, 100, 512, 513, 1000, 2000, 40_000])
 def test_every_example(monkeypatch, classes, at_hand):
     monkeypatch.setattr(_batch, "_AT_HAND", at_hand)
     x, labels = logits(5000 if classes <= 32 else 64, classes)  # of many rows class by class

@@ -12,7 +12,6 @@ import pytest
 import jaxce
 from jaxce import losses
 from tests import cases, corpus
-from tests.conftest import thorough
 from tests.test_accuracy import LD, program, ulp, worst
 
 SIZES = (2000, 40_000)
@@ -88,14 +87,13 @@ def test_expected_length_of_one_code():
     np.testing.assert_allclose(got, [float(exact)], rtol=4 * 2**-24)
 
 
-SHAPES = [
-    *[(15,), (32,), (64,), (1, 100), (2000,)],
-    *[(3, 15), (3, 32), (3, 63), (2, 1023), (64, 64), (3, 2000), (600, 15), (600, 32)],
-]
-BETWEEN = {(64,), (1, 100), (3, 15), (3, 63), (2, 1023)}  # others that are summed alike
-
-
-@pytest.mark.parametrize("shape", thorough(zip(SHAPES), lambda shape: shape in BETWEEN))
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *[(15,), (32,), (64,), (1, 100), (2000,)],
+        *[(3, 15), (3, 32), (3, 63), (2, 1023), (64, 64), (3, 2000), (600, 15), (600, 32)],
+    ],
+)
 @pytest.mark.parametrize("how", ["last", "first", "mapped"])
 def test_one_class_ahead_of_equal_others(shape, dtype, how, monkeypatch):
     """Added to 1 one after another, small equal weights are all rounded alike."""
