@@ -1,6 +1,7 @@
 """A strict environment: no silent promotion, and a CPU that pretends to be eight devices."""
 
 import contextlib
+import gc
 import os
 import signal
 
@@ -42,6 +43,22 @@ def pytest_configure(config):
         os.environ[name] = str(value)  # for what is started from here
     # One may read what another has not written to its end.
     os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"
+
+
+def thorough(cases, daily):
+    """Leave the cases for which daily(*case) is False to `pytest -m thorough`.
+
+    For sizes, dtypes and routes that meet no code of their own, where compiling them is slow.
+    """
+    return [
+        pytest.param(*case, marks=() if daily(*case) else pytest.mark.thorough) for case in cases
+    ]
+
+
+def pytest_collection_finish():
+    """Traces are millions of small objects, few of them in cycles: they are seldom looked for."""
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests import cases, corpus, oracles
-from tests.conftest import class_by_class, option
+from tests.conftest import class_by_class, option, thorough
 
 LD = np.longdouble
 # float64 is checked at fewer sizes: what a large row adds, float32 shows sooner.
@@ -28,6 +28,7 @@ EVERY = [
 BY_CLASS = {("float32", 10), ("float64", 2)}
 # Compiling them is slow: first derivatives everywhere, the others at these sizes.
 FORWARD, SECOND = (1, 10, 1000), (1, 10)
+DAILY = {("float32", n) for n in (1, 10, 20, 1000, 131072)} | {("float64", n) for n in (1, 10)}
 RELATIVE = {"float32": 1e-5, "float64": 1e-12}  # of Hessian-vector products
 
 
@@ -167,7 +168,9 @@ def judge(name, dtype, n):
         return list(check(name, dtype, n))
 
 
-@pytest.mark.parametrize(("name", "dtype", "n"), EVERY)
+@pytest.mark.parametrize(
+    ("name", "dtype", "n"), thorough(EVERY, lambda _, dtype, n: (dtype, n) in DAILY)
+)
 def test_values_and_derivatives(name, dtype, n):
     bad = [str(w) for w in judge(name, dtype, n) if not w.ratio <= 1]
     assert not bad, "\n" + "\n".join(bad)

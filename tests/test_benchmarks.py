@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import accuracy, peers, questions
+from tests.conftest import thorough
 
 ROOT = Path(__file__).parent.parent
 WRITES = {
@@ -25,7 +26,9 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize(
+    "name", thorough([(n,) for n in WRITES], ("evaluation", "linear").__contains__)
+)
 def test_smoke(name, tmp_path):
     out = ["--out", str(tmp_path)] if WRITES[name] else []
     command = [sys.executable, "-W", "error", "-m", f"benchmarks.{name}", "--smoke", *out]

@@ -7,7 +7,7 @@ import pytest
 
 from jaxce import metrics
 from tests import oracles_metrics as oracles
-from tests.conftest import option
+from tests.conftest import option, thorough
 
 CLASSES, ROWS = 37, 96
 MEMBERS = {
@@ -55,8 +55,19 @@ def close(got, want, rtol=2e-6):
         )
 
 
-@pytest.mark.parametrize(("soft", "weighted"), [(False, False), (False, True), (True, True)])
-def test_values(dtype, soft, weighted):
+@pytest.mark.parametrize(
+    ("soft", "weighted", "dtype"),
+    thorough(
+        [
+            (soft, weighted, dtype)
+            for soft, weighted in ((False, False), (False, True), (True, True))
+            for dtype in ("float32", "float64")
+        ],
+        lambda soft, _, dtype: soft or dtype == "float32",
+    ),
+    indirect=["dtype"],
+)
+def test_values(soft, weighted, dtype):
     x, labels, weights, size = sample(dtype, soft=soft)
     weights = weights if weighted else None
     got = ALL.update(x, labels, weights=weights, bytes=size).compute()

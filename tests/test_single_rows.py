@@ -4,6 +4,8 @@ XLA:CPU of jax 0.10 adds the products of a single row one by one. Where they are
 rounding goes the same way: with 40,000 classes that was 7,000 ulp.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import jaxce
 from jaxce import losses
 from tests import cases, corpus
+from tests.conftest import thorough
 from tests.test_accuracy import LD, program, ulp, worst
 
 SIZES = (2000, 40_000)
@@ -87,15 +90,22 @@ def test_expected_length_of_one_code():
     np.testing.assert_allclose(got, [float(exact)], rtol=4 * 2**-24)
 
 
+SHAPES = [
+    *[(15,), (32,), (64,), (1, 100), (2000,)],
+    *[(3, 15), (3, 32), (3, 63), (2, 1023), (64, 64), (3, 2000), (600, 15), (600, 32)],
+]
+DAILY = {(15,), (3, 63), (600, 15)}  # in float64 and along other axes
+
+
 @pytest.mark.parametrize(
-    "shape",
-    [
-        *[(15,), (32,), (64,), (1, 100), (2000,)],
-        *[(3, 15), (3, 32), (3, 63), (2, 1023), (64, 64), (3, 2000), (600, 15), (600, 32)],
-    ],
+    ("shape", "how", "dtype"),
+    thorough(
+        itertools.product(SHAPES, ("last", "first", "mapped"), ("float32", "float64")),
+        lambda shape, how, dtype: (how, dtype) == ("last", "float32") or shape in DAILY,
+    ),
+    indirect=["dtype"],
 )
-@pytest.mark.parametrize("how", ["last", "first", "mapped"])
-def test_one_class_ahead_of_equal_others(shape, dtype, how, monkeypatch):
+def test_one_class_ahead_of_equal_others(shape, how, dtype, monkeypatch):
     """Added to 1 one after another, small equal weights are all rounded alike."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)  # several sum a short batch as it lies
     n = shape[-1]
