@@ -10,6 +10,7 @@ import pytest
 from jaxce import losses
 from tests import oracles_losses as exact
 from tests.conftest import option
+from tests.watching import watched
 
 INF, NAN = float("inf"), float("nan")
 LOG2, LOG3, LOG4 = np.log([2.0, 3.0, 4.0])
@@ -59,35 +60,7 @@ def pulled(function, *args, compiled=True, debug=True, **keywords):
     if compiled:
         with option("jax_debug_nans", debug):
             return jax.jit(run)(*args)
-    closed, shape = jax.make_jaxpr(run, return_shape=True)(*args)
-    results = watched(closed.jaxpr, closed.consts, args)
-    return jax.tree.unflatten(jax.tree.structure(shape), results)
-
-
-def watched(jaxpr, consts, args):
-    """Run the operations one by one and look at every result: jax_debug_nans skips cached ones."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-
-    def read(v):
-        return v.val if hasattr(v, "val") else values[v]
-
-    for eqn in jaxpr.eqns:
-        given, inner = list(map(read, eqn.invars)), None
-        if eqn.primitive.name == "cond":
-            which, *given = given
-            inner = eqn.params["branches"][int(which)]
-        elif eqn.primitive.name in ("jit", "pjit", "custom_jvp_call"):
-            inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-        if inner is not None:
-            results = watched(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
-        else:
-            results = eqn.primitive.bind(*given, **eqn.params)
-            results = results if eqn.primitive.multiple_results else [results]
-            for result in results:
-                if jnp.issubdtype(result.dtype, jnp.floating):
-                    assert not np.isnan(result).any(), f"NaN in passing: {eqn}"
-        values.update(zip(eqn.outvars, results, strict=True))
-    return list(map(read, jaxpr.outvars))
+    return watched(run, *args)
 
 
 def compare(got, want, rtol=2e-6):

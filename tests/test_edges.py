@@ -1,7 +1,6 @@
 """The one documented answer at every edge, for the value and for its derivatives in both modes.
 
-Each edge runs compiled and then operation by operation under jax_debug_nans, so that no NaN
-appears in passing either.
+Each edge runs compiled and then operation by operation, so that no NaN appears in passing either.
 """
 
 import functools
@@ -16,7 +15,9 @@ import jaxce
 from tests import cases
 from tests.cases import BY_ID, CATEGORICAL, MEASURES
 from tests.conftest import option
+from tests.watching import watched
 
+COMPILED = pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "watched"])
 INF, NAN = np.inf, np.nan
 LOG2, LOG3, LOG4 = np.log([2.0, 3.0, 4.0])
 THIRD = 1 / 3
@@ -148,7 +149,15 @@ def compare(got, want):
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=0)
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+def without_nan(compiled, measure, *args):
+    """The derivatives, without a NaN in them or, if they are not compiled, in passing."""
+    if not compiled:
+        return watched(functools.partial(derivatives, measure), *args)
+    with option("jax_debug_nans", True):
+        return derivatives(measure, *args)
+
+
+@COMPILED
 @pytest.mark.parametrize(
     ("name", "args", "value", "grads"), EDGES, ids=lambda v: v if isinstance(v, str) else ""
 )
@@ -159,10 +168,7 @@ def test_edge(name, args, value, grads, compiled):
     tangents = (
         None if all(g is None for g in grads) and value is INF else unit_tangents(measure, args)
     )
-    if not compiled:
-        jax.clear_caches()  # an operation compiled before, without jax_debug_nans, never looks
-    with option("jax_debug_nans", True), jax.disable_jit(not compiled):
-        got, pulled, pushed = derivatives(measure, args, tangents)
+    got, pulled, pushed = without_nan(compiled, measure, args, tangents)
     compare(got, value)
     for mine, exact in zip(pulled, grads, strict=True):
         compare(mine, exact)
@@ -177,7 +183,16 @@ def test_edge(name, args, value, grads, compiled):
         np.testing.assert_allclose(np.sum(np.float64(pushed)), total, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+def test_what_hides_in_passing_is_seen():
+    def hidden(x):
+        return jnp.where(x > 0, jnp.log(x), 0)
+
+    assert watched(hidden, jnp.ones(1)) == 0
+    with pytest.raises(AssertionError, match="NaN in passing"):
+        watched(hidden, -jnp.ones(1))
+
+
+@COMPILED
 def test_what_is_certain_is_0_and_not_minus_0(compiled):
     one = jnp.ones(1)
     with jax.disable_jit(not compiled):
@@ -235,7 +250,7 @@ def test_label_of_many_classes_does_not_wrap():
 def garbage(args, mask, measure, compiled):
     """The arguments with the worst imaginable numbers in the entries that do not exist.
 
-    No NaN for the eager run, where jax_debug_nans takes offence at merely reading it.
+    No NaN where every operation is watched: merely reading it would be an offence.
     """
     worst = [NAN, INF, -INF, -1e30] if compiled else [INF, -INF, -1e30]
     junk = np.resize(np.array(worst, np.float32), mask.shape)
@@ -245,7 +260,7 @@ def garbage(args, mask, measure, compiled):
     ]
 
 
-@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "eager"])
+@COMPILED
 @pytest.mark.parametrize("measure", CATEGORICAL, ids=lambda m: m.id)
 def test_masked_equals_sliced(measure, compiled):
     rng = np.random.default_rng(1)
@@ -265,8 +280,7 @@ def test_masked_equals_sliced(measure, compiled):
             full.append(row)
     full = [jnp.asarray(a) for a in garbage(full, mask, measure, compiled)]
     tangents = [rng.standard_normal(mask.shape).astype(np.float32) for _ in measure.floating]
-    with option("jax_debug_nans", True), jax.disable_jit(not compiled):
-        value, grads, pushed = derivatives(measure, full, tangents, where=jnp.asarray(mask))
+    value, grads, pushed = without_nan(compiled, measure, full, tangents, jnp.asarray(mask))
 
     def spread(values):
         result = np.zeros(mask.shape)

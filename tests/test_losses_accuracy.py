@@ -246,7 +246,11 @@ def judge(name, dtype, n):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "n"), thorough(EVERY, lambda _name, _dtype, n: n not in (2, 20))
+    ("name", "dtype", "n"),
+    thorough(
+        EVERY,
+        lambda name, dtype, n: n not in (2, 20) and (dtype == "float32" or n == 1 or name in LARGE),
+    ),
 )
 def test_values_and_gradients(name, dtype, n):
     bad = [str(w) for w in judge(name, dtype, n) if not w.ratio <= 1]

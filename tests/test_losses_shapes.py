@@ -61,6 +61,13 @@ def test_other_losses_along_any_axis(name):
     close(got, np.where(batch, oracle(x, target), 0))
 
 
+def slopes(oracle, x):
+    """The gradient of the sum of an oracle, by differences in longdouble."""
+    x, step = x.astype(np.longdouble), np.longdouble(1e-5)
+    moves = step * np.eye(x.shape[-1])
+    return np.stack([oracle(x + move) - oracle(x - move) for move in moves], -1) / (2 * step)
+
+
 @pytest.mark.parametrize("name", list(MASKED))
 def test_classes_first(name):
     """Few of them, more than within a row, are read one by one where examples are many."""
@@ -76,7 +83,7 @@ def test_classes_first(name):
 
     value, slope = both(x.T)
     close(value, oracle(x, target))
-    close(slope.T, jax.grad(lambda x: function(x, target, axis=-1).sum())(x))
+    close(slope.T, slopes(lambda x: oracle(x, target), x))
 
 
 @pytest.mark.parametrize("axis", [(1, 2), (-1, 1), (2, 0), (2, 0, 1)])

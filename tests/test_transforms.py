@@ -1,7 +1,6 @@
 """Every measure under every transformation, against its plain call and its oracle.
 
-Running operation by operation (jax.disable_jit with jax_debug_nans) is the "eager" half of
-test_edges.py.
+Running operation by operation is the "watched" half of test_edges.py.
 """
 
 import functools
