@@ -59,7 +59,10 @@ TRANSFORMED = {
 
 
 # What shares its core with another is transformed with that one.
-ALIKE = ("soft", "integer", "log kl", "binary", "soft cap", "focal of distributions")
+ALIKE = (
+    *("soft", "integer", "integer, smoothed", "log kl"),
+    *("binary", "soft cap", "focal of distributions"),
+)
 ROUTED = [n for n in TRANSFORMED if n not in (*ALIKE, "generalized kl", "binary, weighted")]
 
 

@@ -85,7 +85,13 @@ def test_every_example(classes, at_hand, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("classes", [1, 2, 15, 31, 32, 100, 511, 1025, 70_001])
+@pytest.mark.parametrize(
+    "classes",
+    thorough(
+        [(n,) for n in (1, 2, 15, 31, 32, 100, 511, 1025, 70_001)],
+        lambda classes: classes not in (2, 15, 32, 511),
+    ),
+)
 def test_rank_counts_every_class_once(classes):
     rng = np.random.default_rng(0)
     x = rng.integers(-2, 3, (40, classes)).astype(np.float32)

@@ -16,7 +16,7 @@ from tests.conftest import thorough
 
 SCALE = 1 / np.float32(0.7)
 LD = np.longdouble
-SIZES = thorough([(3,), (20,), (1000,)], lambda n: n != 20)
+SIZES = thorough([(3,), (20,), (1000,)], lambda n: n == 3)
 OF_LOGITS = [m for m in MEASURES if not m.binary and set(m.takes) & set(LOGITS)]
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}  # what the rounding of a product of 40 comes to
 
