@@ -201,11 +201,9 @@ LOSSES = {
 }
 SIZES = {"float32": (2, 10, 20, 1000), "float64": (10,)}
 BY_CLASS = {("float32", 10)}  # where few classes are taken one by one
-# Which share all that they compute with another.
-ALIKE = (
-    *("integer, smoothed", "integer, weighted", "focal of labels, 0.5", "poly, 0.5"),
-    *("distillation, 3", "sigmoid focal, 0.5"),
-)
+# All that these compute another does too: both keywords at once, a steeper polynomial, or quotients
+# that are rounded, which by 2 they are not.
+ALIKE = ("integer, smoothed", "integer, weighted", "poly, 0.5", "distillation, 2")
 LARGE = ("integer", "integer, both", "soft", "z_loss", "distillation")
 EVERY = [
     (name, dtype, n)
