@@ -270,6 +270,8 @@ def summing_written(
 def _added_pieces(compute: Callable[..., Array], rows: tuple[Array, ...], axis: int) -> Array:
     """Add up compute(indices, *pieces) for some pieces of rows of classes, element by element.
 
+    What holds or not is counted, in float32.
+
     XLA:CPU vectorizes no comparison inside a sum, and takes every operation there for a pass of its
     own over what is in the cache; what is written out it computes at once. Writing is dear: pieces
     of the row are added up first.
@@ -286,12 +288,17 @@ def _added_pieces(compute: Callable[..., Array], rows: tuple[Array, ...], axis: 
         parts = [lax.slice_in_dim(x, first, first + length, axis=axis) for x in rows]
         index = first + class_index(parts[0], axis, jnp.dtype("int32"))
         each = compute(index, *parts)
+        # Of bytes four times as many are added at once.
+        each = each.astype(jnp.int8) if each.dtype == bool else each
         return each if first == start else jnp.where(index >= start, each, 0)
 
-    def pieces() -> Array:
-        return reduce(jnp.add, map(piece, range(0, size, length)))
+    def floats(sums: Array) -> Array:
+        return sums.astype(jnp.float32) if sums.dtype == jnp.int8 else sums
 
-    return own_pass(pieces, partial(piece, 0))
+    return own_pass(
+        lambda: floats(reduce(jnp.add, map(piece, range(0, size, length)))),
+        lambda: floats(piece(0)),
+    )
 
 
 def _total_of_pieces(sums: Array, axes: Axes) -> Array:
@@ -317,11 +324,9 @@ def count_of(condition: Callable[[Array, Array], Array], x: Array, axes: Axes) -
         holds = condition(x, class_index(x, last, jnp.dtype("int32")))
         return total_over(holds.astype(jnp.float32), axes)
 
-    def holding(index: Array, x: Array) -> Array:
-        return condition(x, index).astype(jnp.int8)
-
     def in_pieces() -> Array:
-        return _total_of_pieces(_added_pieces(holding, (x,), last).astype(jnp.float32), axes)
+        holding = _added_pieces(lambda index, x: condition(x, index), (x,), last)
+        return _total_of_pieces(holding, axes)
 
     return lax.platform_dependent(cpu=in_pieces, default=whole)
 

@@ -43,6 +43,8 @@ _NEGLIGIBLE = 1e4
 # Below this total one class alone weighs 1. What is added to that 1 loses its digits, and equal
 # weights, one after another, are all rounded to the same side: they are summed on their own.
 CONFIDENT = 2.0
+# So many products of two classes are summed at once.
+_AT_ONCE = 16
 # Below this total the gaps that matter are above 13, and so large is the rounding of x - maximum.
 _LARGE_GAPS = 1 + 2.0**-20
 
@@ -166,9 +168,9 @@ def _sums(
     def on_cpu() -> Array:
         # A pass costs what it computes: it is left out where no example needs it, and the rounding
         # of x - maximum, 2**-24 of its size, is made good only where gaps are large.
-        large = total < _LARGE_GAPS
-        confident = total < CONFIDENT
-        need = jnp.max(confident.astype(jnp.int32) + large.astype(jnp.int32), initial=0)
+        totals = without(total, axes)
+        confident, large = (jnp.any(totals < most) for most in (CONFIDENT, _LARGE_GAPS))
+        need = confident.astype(jnp.int32) + large.astype(jnp.int32)
         return lax.switch(need, (lambda: total - 1, quick, exact))
 
     # Elsewhere the two sums are one pass, and a branch would wait for all devices.
@@ -179,6 +181,19 @@ def plain_weights(x: Array, maximum: Array, divisor: Array | None = None) -> tup
     """Return the gaps, and exp(-gap), which is off by the rounding of a large gap."""
     gap = jnp.minimum(divided(gap_of(x, maximum), divisor), _NEGLIGIBLE)
     return gap, jnp.exp(-gap)
+
+
+def _in_turn(compute: Callable[[slice], Array], classes: int) -> Array:
+    """Add up what is computed of some classes, for a few at a time if they are many.
+
+    Each class is in two arrays. Where that is more places in memory at once than a processor looks
+    up quickly, one sum takes twice as long.
+    """
+    if classes <= _AT_ONCE:
+        return compute(slice(None))
+    size = _AT_ONCE // 2
+    parts = [partial(compute, slice(i, i + size)) for i in range(0, classes, size)]
+    return added(own_pass(part, parts[0]) for part in parts)
 
 
 def _sums_of_few(
@@ -195,13 +210,23 @@ def _sums_of_few(
     def sums(*, exact: bool) -> tuple[Array, Array, Array, Array]:
         columns = columns_of(x)
         maximum = without(written[0], axes) if written else reduce(jnp.maximum, columns)
-        pairs = [(weights if exact else plain_weights)(c, maximum, divisor) for c in columns]
-        each = [weight for _, weight in pairs]
-        if written and not exact:
-            each = columns_of(written[1])
-        # No product is negative: the absolute value does what `products` does, in one operation.
-        gaps = added(jnp.abs(w * gap) for (gap, _), w in zip(pairs, each, strict=True))
-        return maximum, added(each), added(map(_unless_1, each)), gaps
+
+        def pairs(some: slice) -> list[tuple[Array, Array]]:
+            of_each = weights if exact else plain_weights
+            each = [of_each(column, maximum, divisor) for column in columns_of(x)[some]]
+            if not written or exact:
+                return each
+            at_hand = columns_of(written[1])[some]
+            return [(gap, weight) for (gap, _), weight in zip(each, at_hand, strict=True)]
+
+        def gaps(some: slice) -> Array:
+            # No product is negative: the absolute value does what `products` does, in one
+            # operation.
+            return added(jnp.abs(weight * gap) for gap, weight in pairs(some))
+
+        each = [weight for _, weight in pairs(slice(None))]
+        others = added(map(_unless_1, each))
+        return maximum, added(each), others, _in_turn(gaps, len(columns))
 
     def on_cpu() -> tuple[Array, Array, Array, Array]:
         def like() -> tuple[Array, Array, Array, Array]:
@@ -277,6 +302,6 @@ def mean_gap(x: Array, s: Partition, axes: Axes) -> Array:
         quick = summing_written(of_written, (s.written, x), (s.maximum,), axes)
 
     def on_cpu() -> Array:
-        return lax.cond(jnp.min(s.total, initial=2) < _LARGE_GAPS, exact, quick)
+        return lax.cond(jnp.any(s.total < _LARGE_GAPS), exact, quick)
 
     return lax.platform_dependent(cpu=on_cpu, default=exact) / s.total

@@ -96,7 +96,7 @@ class Scores:
     def empty(cls, classes: int, with_bytes: bool, normalized: bool) -> Self:
         """Return the scores of nothing."""
         kind = (classes > 5, with_bytes, normalized)
-        floats, integers = _joined(_collection(*kind))
+        floats, integers = _nothing(*kind)
         return cls(floats, integers, *kind)
 
     @property
@@ -164,6 +164,12 @@ def _separated(joined: tuple[Array, Array], like: T) -> T:
         for i, part in zip(mine, jnp.split(numbers, ends[:-1]), strict=True):
             leaves[i] = part.reshape(leaves[i].shape)
     return jax.tree.unflatten(structure, leaves)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _nothing(has_top5: bool, has_bytes: bool, normalized: bool) -> list[Array]:
+    # As one program: fifty arrays made one by one take longer than a small file.
+    return _joined(_collection(has_top5, has_bytes, normalized))
 
 
 @jax.jit

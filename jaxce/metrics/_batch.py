@@ -277,7 +277,10 @@ class Batch(Examples):
 
         # Where the label has most of the probability, its square is left out, not subtracted: the
         # one weight of 1 counts as 0 there, by arithmetic that keeps the sum vectorized.
-        weight = plain_weight(self._label_logit, s.maximum)
+        # Behind a barrier, or the compiler puts back the axis of length 1, which it does not
+        # vectorize along.
+        gap = lax.optimization_barrier(self._of_example(gap_of(self._label_logit, s.maximum)))
+        weight = _axes.with_axes(jnp.exp(-gap), axes)
         likely = (weight == 1) & (s.rest < 1)
 
         def square(w: Array, left_out: Array) -> Array:
