@@ -58,12 +58,16 @@ def integers(name: str, x: ArrayLike) -> jax.Array:
 
 
 def fits(name: str, x: np.ndarray) -> None:
-    """Refuse integers that JAX would not keep as they are: of 32 bits, 2**32 is class 0."""
-    if x.dtype.kind not in "iu" or not x.size:
+    """Refuse integers that JAX would not keep as they are: of 32 bits, -(2**63) is class 0."""
+    if x.dtype.kind not in "iu" or x.dtype.itemsize < 8 or not x.size:
         return
     info = np.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
-    if info.bits < x.dtype.itemsize * 8 and not (info.min <= x.min() and x.max() <= info.max):
-        raise ValueError(f"{name}: expected integers of 32 bits, or jax_enable_x64.")
+    least, most = x.min(), x.max()
+    if not info.min <= least <= most <= info.max:
+        raise ValueError(
+            f"{name}: expected integers from {info.min} to {info.max}, or jax_enable_x64, "
+            f"got {least if least < info.min else most}."
+        )
 
 
 def real(name: str, x: ArrayLike, dtype: DTypeLike | None = None) -> jax.Array:

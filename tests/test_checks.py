@@ -75,7 +75,7 @@ def test_types_are_named():
 @pytest.mark.skipif(jax.config.jax_enable_x64, reason="under x64 no integer is cut")
 def test_labels_that_jax_would_cut():
     """2**32 is class 0 to a compiled function, which the check is there to tell."""
-    with pytest.raises(ValueError, match="labels: expected integers of 32 bits"):
+    with pytest.raises(ValueError, match=r"labels: expected integers .* got 4294967296"):
         checks.labels(np.array([1, 2**32]), 4)
     checks.labels(np.array([1, 3]), 4)
 

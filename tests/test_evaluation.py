@@ -345,7 +345,7 @@ def test_errors_of_a_loader_come_through():
     [
         ({"x": np.zeros((3, 2)), "y": np.zeros(4)}, r"batch\['y'\]: expected 3 examples .* got 4"),
         ({"x": np.float32(1)}, "batch: expected arrays with an axis of examples, got none"),
-        (np.array([1, 2**32]), "batch: expected integers of 32 bits, or jax_enable_x64"),
+        (np.array([1, 2**32]), "batch: expected integers from -2147483648 to 2147483647, or"),
     ],
 )
 def test_batches_that_do_not_fit(batch, message):

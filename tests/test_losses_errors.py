@@ -1,10 +1,11 @@
 """Errors at trace time: each names the argument, what was expected and what came."""
 
+import jax
 import numpy as np
 import pytest
 
 import jaxce
-from jaxce import losses
+from jaxce import losses, metrics
 from tests.cases_losses import (
     binary,
     distillation,
@@ -114,3 +115,24 @@ def test_error_names_the_argument(name):
     call, kind, text = ERRORS[name]
     with pytest.raises(kind, match=text):
         call()
+
+
+CUT = np.array([2, -(2**63), 1])  # what a NaN becomes as an integer: class 0 of its last 32 bits
+TAKE_LABELS = {
+    "labels": lambda: integer(X, CUT),
+    "labels, gradient": lambda: jax.grad(lambda x: integer(x, CUT).sum())(X),
+    "labels, focal": lambda: focal(X, labels=CUT),
+    "labels, linear": lambda: losses.linear_softmax_cross_entropy(X, X.T, CUT),
+    "labels, metric": lambda: metrics.Accuracy.empty().update(X, CUT),
+    "weights": lambda: metrics.Accuracy.empty().update(X, Y, None, CUT),
+    "values": lambda: metrics.Mean.empty().update(CUT),
+    "p": lambda: jaxce.cross_entropy_with_logits(CUT, X),
+}
+
+
+@pytest.mark.skipif(jax.config.jax_enable_x64, reason="under x64 no integer is cut")
+@pytest.mark.parametrize("name", TAKE_LABELS)
+def test_integers_that_jit_would_cut_are_refused(name):
+    argument = name.split(",")[0]
+    with pytest.raises(ValueError, match=f"^{argument}: expected integers from .* got -922337203"):
+        TAKE_LABELS[name]()

@@ -268,7 +268,7 @@ WRONG = {
     "where": (lambda: MEMBERS["ce"].update(X, Y, jnp.ones(3, bool)), ValueError, "where"),
     "where dtype": (lambda: MEMBERS["ce"].update(X, Y, jnp.ones(2)), TypeError, "where"),
     "weights": (lambda: MEMBERS["ce"].update(X, Y, None, jnp.ones(3)), ValueError, "weights"),
-    "mean": (lambda: metrics.Mean.empty().update(Y), TypeError, "values"),
+    "mean": (lambda: metrics.Mean.empty().update(jnp.ones(2, complex)), TypeError, "values"),
     "mean, where": (
         lambda: metrics.Mean.empty().update(jnp.ones((2, 3)), jnp.ones(2, bool)),
         ValueError,

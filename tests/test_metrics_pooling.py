@@ -114,6 +114,26 @@ def test_one_large_batch(bins):
             assert abs(got - right) <= bound * right
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.uint32, np.bool_])
+@pytest.mark.parametrize("bins", [False, True])
+def test_integers_are_added_up_exactly(dtype, bins):
+    """The largest and the smallest too, which no float32 holds, as values and as weights."""
+    if dtype == np.bool_:
+        values = np.array([True, False, True])
+    else:
+        info = np.iinfo(dtype)
+        values = np.array([info.max, info.min, info.max - 1, 3, info.max // 2 + 2], dtype)
+    if bins:
+        ones = jnp.ones(len(values))
+        weight = Examples(values.shape, None, values).totals(ones, jnp.zeros(values.shape, int), 1)
+        assert exact(jax.tree.map(operator.itemgetter(0), weight)) == values.sum(dtype=object)
+        return
+    assert exact(metrics.Mean.empty().update(values).total) == values.sum(dtype=object)
+    state = metrics.Mean.empty().update(jnp.full(values.shape, 2.0), None, values)
+    assert exact(state.weight) == values.sum(dtype=object)
+    assert exact(state.total) == 2 * values.sum(dtype=object)
+
+
 def test_hits_past_what_float32_counts():
     hits = jnp.ones(2**24 + 3)
     assert exact(Examples(hits.shape, None, None).hits(hits)) == 2**24 + 3

@@ -57,9 +57,9 @@ class Examples:
         return Total.of_bins(self._kept(values), bins, size, self._kept_weights)
 
     def per_example(self, name: str, x: ArrayLike) -> Array:
-        """Return one number per example, as a floating array."""
-        x = _checks.array(name, x)
-        x = x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
+        """Return one number per example; integers stay what they are, for a total counts them."""
+        x = _checks.real(name, x)
+        x = x.astype(jnp.int32) if x.dtype == bool else x
         try:
             return jnp.broadcast_to(x, self.shape)
         except ValueError:
@@ -192,6 +192,11 @@ class Batch(Examples):
         else:
             value = self._surprisal
         return self._of_example(value)
+
+    @cached_property
+    def cross_entropy_total(self) -> Total:
+        """The same of all examples, which several metrics of a collection divide."""
+        return self.total(self.cross_entropy)
 
     @cached_property
     def kl_divergence(self) -> Array:

@@ -8,7 +8,6 @@ from typing import Self, cast
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxce import _checks
 from jaxce._jit import jit_measure
 from jaxce.metrics._batch import Batch
 from jaxce.metrics._metric import Metric, registered
@@ -111,8 +110,7 @@ class Collection(Metric):
         for i in by_k:
             name, member = self.names[i], self.members[i]
             if isinstance(member, Mean):
-                v = _checks.floating(name, values[name])
-                updated[i] = member.add_values(batch, batch.per_example(name, v))
+                updated[i] = member.add_values(batch, batch.per_example(name, values[name]))
             else:
                 updated[i] = member.add(batch)
         return type(self)(

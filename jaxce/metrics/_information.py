@@ -58,7 +58,7 @@ class CrossEntropy(_InUnits):
     """
 
     def _total(self, batch: Batch) -> Total:
-        return batch.total(batch.cross_entropy)
+        return batch.cross_entropy_total
 
 
 @registered
@@ -138,7 +138,7 @@ class Perplexity(Pooled):
         return cls(*nothing())
 
     def _total(self, batch: Batch) -> Total:
-        return batch.total(batch.cross_entropy)
+        return batch.cross_entropy_total
 
     @jit_measure()
     def compute(self) -> Array:
@@ -207,7 +207,7 @@ class BitsPerByte(Metric):
         """Return the metric with one more batch in it."""
         return replace(
             self,
-            total=self.total.merge(batch.total(batch.cross_entropy)),
+            total=self.total.merge(batch.cross_entropy_total),
             weight=self.weight.merge(batch.total(batch.bytes)),
             bad_labels=self.bad_labels.merge(batch.bad_labels),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -46,7 +47,7 @@ class Mean(Metric):
         """Return the metric with more values in it.
 
         Args:
-            values: Values of any shape.
+            values: Values of any shape; integers are added up exactly.
             where: Boolean, broadcastable to `values`: those that count. The others may be NaN.
             weights: Weights, broadcastable to `values`; 1 if None. 0 leaves a value out.
 
@@ -54,13 +55,12 @@ class Mean(Metric):
             A new metric; this one stays as it is.
 
         Raises:
-            TypeError: If `values` is not floating or `where` not boolean.
+            TypeError: If `values` is complex or `where` not boolean.
             ValueError: If a shape does not fit.
         """
-        v = _checks.floating("values", values)
-        return self.add_values(
-            Examples(v.shape, _checks.mask(where, v.shape, "values"), weights), v
-        )
+        shape = jnp.shape(_checks.array("values", values))
+        examples = Examples(shape, _checks.mask(where, shape, "values"), weights)
+        return self.add_values(examples, examples.per_example("values", values))
 
     def add_values(self, examples: Examples, values: Array) -> Self:
         """Return the metric with one more value per example."""

@@ -58,9 +58,11 @@ def _constant(x: float) -> tuple[Array, Array]:
 
 def pair(x: Array) -> tuple[Array, Array]:
     """Return a float32 array and what of x it misses, another."""
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        high = x.astype(jnp.float32)
-        return high, (x - high.astype(x.dtype)).astype(jnp.float32)
+    if jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize == 8:
+        x = x.astype(jnp.float64)
+    if jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize == 4:
+        # By halves: x less its rounded self may be no number of its type.
+        return _two_sum((x >> 16).astype(jnp.float32) * 2**16, (x & 0xFFFF).astype(jnp.float32))
     if x.dtype != jnp.float64:
         high = x.astype(jnp.float32)
         return high, jnp.zeros_like(high)
